@@ -1,0 +1,157 @@
+"""How a sparsity is spread over layers: functions (shapes, sparsity) -> sparsity of each layer."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """The same sparsity in every layer."""
+    return dict.fromkeys(shapes, sparsity)
+
+
+def uniform_plus(shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Uniform, with a dense first convolution and at least 20 % of the last layer kept.
+
+    Gale, Elsen, Hooker 2019 (arXiv 1902.09574), in the form of LAMP's code (arXiv 2010.07611): the other layers
+    take the same, higher sparsity, so that the total is met.
+
+    Raises:
+      ValueError: if the others would have to be pruned by more than everything.
+    """
+    names = list(shapes)
+    sizes = {n: math.prod(s) for n, s in shapes.items()}
+    result = dict.fromkeys(names, 0.0)
+    remove = sparsity * sum(sizes.values())
+    pool = [n for i, n in enumerate(names) if not (i == 0 and len(shapes[n]) == 4)]
+    share = remove / sum(sizes[n] for n in pool)
+    last = names[-1]
+    if share > 0.8 and len(pool) > 1:
+        result[last] = 0.8
+        pool.remove(last)
+        share = (remove - 0.8 * sizes[last]) / sum(sizes[n] for n in pool)
+    if share > 1:
+        raise ValueError(
+            f"sparsity.target={sparsity:g}: out of reach of sparsity.allocation=uniform_plus, which leaves the first "
+            "convolution dense and 20 % of the last layer; lower it or use sparsity.allocation=uniform"
+        )
+    return result | dict.fromkeys(pool, share)
+
+
+def er(shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Erdos-Renyi: density proportional to (in + out) / (in * out), kernel size ignored.
+
+    Mocanu et al. 2018 (arXiv 1707.04780); layers whose density would exceed 1 are dense (arXiv 1911.11134, sec. 3).
+    """
+    return _erdos_renyi(shapes, sparsity, {n: sum(s[:2]) / math.prod(s[:2]) for n, s in shapes.items()})
+
+
+def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Erdos-Renyi-Kernel: density proportional to (in + out + kh + kw) / (in * out * kh * kw).
+
+    Evci et al. 2020 (arXiv 1911.11134, sec. 3); layers whose density would exceed 1 are dense and the rest is
+    solved again. Linear layers as in ER.
+    """
+    return _erdos_renyi(shapes, sparsity, {n: sum(s) / math.prod(s) for n, s in shapes.items()})
+
+
+def _erdos_renyi(shapes: Shapes, sparsity: float, raw: dict[str, float]) -> dict[str, float]:
+    sizes = {n: math.prod(s) for n, s in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        rest = [n for n in shapes if n not in dense]
+        if not rest:
+            return dict.fromkeys(shapes, 0.0)
+        budget = (1 - sparsity) * sum(sizes.values()) - sum(sizes[n] for n in dense)
+        eps = budget / sum(raw[n] * sizes[n] for n in rest)
+        top = max(raw[n] for n in rest)
+        if eps * top <= 1:
+            return {n: 0.0 if n in dense else 1 - eps * raw[n] for n in shapes}
+        dense |= {n for n in rest if raw[n] == top}
+
+
+def by_rates(shapes: Shapes, sparsity: float, *, rates: Mapping[str, float]) -> dict[str, float]:
+    """Densities that pruning each layer by its own rate per round gives at this overall sparsity.
+
+    After k rounds layer l keeps (1 - rates[l])^k, as in the lottery-ticket paper (arXiv 1803.03635, fig. 2), where
+    the output layer is pruned at half the rate. Written with a real number k, the densities are a function of the
+    overall sparsity alone, found by bisection.
+
+    Args:
+      rates: share of the remaining weights removed per round, in [0, 1), for every layer; 0 leaves it dense.
+
+    Raises:
+      ValueError: if the layers with rate 0 hold more weights than may be kept.
+    """
+    sizes = {n: math.prod(s) for n, s in shapes.items()}
+    keep = (1 - sparsity) * sum(sizes.values())
+
+    def kept(k: float) -> float:
+        return sum(size * (1 - rates[n]) ** k for n, size in sizes.items())
+
+    untouched = sum(size for n, size in sizes.items() if rates[n] == 0)
+    if keep < untouched or (keep == untouched and sparsity > 0):
+        raise ValueError(
+            f"sparsity.target={sparsity:g}: out of reach, layers with rate 0 in sparsity.layer_rates hold "
+            f"{untouched / sum(sizes.values()):.2%} of the prunable weights; lower the target or give them a rate"
+        )
+    low, high = 0.0, 1.0
+    while kept(high) > keep:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(middle) > keep else (low, middle)
+    return {n: 1 - (1 - rates[n]) ** low for n in shapes}
+
+
+ALLOCATIONS = {"uniform": uniform, "uniform_plus": uniform_plus, "er": er, "erk": erk}
+
+
+def spread(sparsities: Mapping[str, float], sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:
+    """Whole numbers to keep per layer that add up to round((1 - sparsity) * N).
+
+    Every layer gets its exact share rounded down; what is missing goes to the largest remainders, one each
+    (equal remainders: the earlier layer).
+    """
+    exact = {n: (1 - sparsities[n]) * size for n, size in sizes.items()}
+    counts = {n: min(math.floor(e + 1e-9), sizes[n]) for n, e in exact.items()}
+    missing = round((1 - sparsity) * sum(sizes.values())) - sum(counts.values())
+    order = sorted(sizes, key=lambda n: counts[n] - exact[n])
+    while missing:
+        step = 1 if missing > 0 else -1
+        movable = [n for n in (order if step > 0 else order[::-1]) if 0 <= counts[n] + step <= sizes[n]]
+        if not movable:
+            raise ValueError(f"sparsity={sparsity:g}: cannot be spread over {len(sizes)} layers")
+        for n in movable[: abs(missing)]:
+            counts[n] += step
+            missing -= step
+    return counts
+
+
+def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
+    """LAMP: squared score over the sum of the squared scores that are not smaller, within one layer.
+
+    Lee et al. 2021 (arXiv 2010.07611, eq. 2), with |w| as the score. The largest of each layer gets 1, so a global
+    ranking empties no layer. Among equal scores the lower flat index counts as the larger.
+
+    Args:
+      scores: non-negative, any shape.
+      alive: bool tensor of the same shape; pruned entries get -inf and take no part.
+
+    Returns:
+      float64 tensor of the same shape, in (0, 1] or 0 for a score of 0.
+    """
+    flat = scores.flatten().double()
+    if alive is not None:
+        flat = flat.masked_fill(~alive.flatten(), 0.0)
+    order = torch.sort(flat, descending=True, stable=True).indices
+    squares = flat[order].square()
+    result = torch.empty_like(flat)
+    result[order] = torch.nan_to_num(squares / squares.cumsum(0), nan=0.0)
+    if alive is not None:
+        result = result.masked_fill(~alive.flatten(), -torch.inf)
+    return result.view(scores.shape)

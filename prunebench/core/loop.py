@@ -1,0 +1,216 @@
+"""The one training loop: every plan of every method runs here."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prunebench.core import parallel
+from prunebench.core.allocation import spread, uniform
+from prunebench.core.masks import Masks
+from prunebench.core.method import Method
+from prunebench.core.phase import Phase, parse_length
+from prunebench.core.run import Run
+
+MakeOptimizer = Callable[[Run, Method], torch.optim.Optimizer]
+
+
+class Observer(Protocol):
+    """What the loop tells while it runs (`prunebench.record.Recorder`)."""
+
+    def pruned(self, run: Run, method: Method, phase: Phase) -> None:
+        """New masks are applied to the weights; nothing is restored yet."""
+
+    def entered(self, run: Run, method: Method, phase: Phase) -> None:
+        """A phase has begun: pruned and restored, not trained yet."""
+
+    def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
+        """A step is done; validation top-1 when it was measured now, else None."""
+
+    def settled(self, run: Run, method: Method, phase: Phase) -> None:
+        """All that the step brings is done: the moment for checkpoints and for stopping."""
+
+    def phase_end(self, run: Run, method: Method, phase: Phase) -> None:
+        """A phase is trained; the clock still stands in it."""
+
+    def between(self, run: Run, method: Method) -> None:
+        """The clock stands before the next phase, or after the last."""
+
+    def finish(self, run: Run, method: Method) -> None:
+        """The run is done."""
+
+
+class Sink:
+    """Observer that records nothing."""
+
+    def pruned(self, run: Run, method: Method, phase: Phase) -> None:
+        """Nothing."""
+
+    def entered(self, run: Run, method: Method, phase: Phase) -> None:
+        """Nothing."""
+
+    def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
+        """Nothing."""
+
+    def settled(self, run: Run, method: Method, phase: Phase) -> None:
+        """Nothing."""
+
+    def phase_end(self, run: Run, method: Method, phase: Phase) -> None:
+        """Nothing."""
+
+    def between(self, run: Run, method: Method) -> None:
+        """Nothing."""
+
+    def finish(self, run: Run, method: Method) -> None:
+        """Nothing."""
+
+
+def fit(
+    plan: Sequence[Phase], run: Run, method: Method, make_optimizer: MakeOptimizer, observer: Observer
+) -> None:
+    """Train every phase of the plan that the clock has not passed, then finish the method.
+
+    A run whose state was loaded from a checkpoint goes on exactly where it was.
+
+    Args:
+      plan: phases with distinct names.
+      run: its clock says where to begin.
+      method: attached to the run already.
+      make_optimizer: builds the optimizer of each phase over the model's and the method's parameters.
+      observer: is told of every step; it measures, records and may raise to end the run.
+    """
+    while run.clock.phase < len(plan):
+        phase = plan[run.clock.phase]
+        if run.clock.step == 0:
+            enter(phase, run, method, make_optimizer, observer)
+            observer.entered(run, method, phase)
+        snapshots = {parse_length(at, run.data.steps_per_epoch): name for name, at in phase.snapshot}
+        patience = None if phase.patience is None else parse_length(phase.patience, run.data.steps_per_epoch)
+        while run.clock.step < run.clock.steps and not run.clock.stop_phase:
+            if run.clock.step in snapshots:
+                run.snapshot(snapshots[run.clock.step])
+            loss = train_step(phase, run, method)
+            run.clock.tick()
+            top1 = observer.after_step(run, method, phase, loss)
+            if top1 is not None:
+                _judge(phase, run, top1, patience)
+            observer.settled(run, method, phase)
+        if run.clock.steps in snapshots:
+            run.snapshot(snapshots[run.clock.steps])
+        if phase.keep == "best" and "best" in run.snapshots:
+            run.restore("best")
+            del run.snapshots["best"]
+            run.masks.zero_weights_(run.model)
+        parallel.broadcast_buffers_(run.model, run.world)
+        observer.phase_end(run, method, phase)
+        run.clock.next_phase()
+        observer.between(run, method)
+    method.finish(run)
+    observer.finish(run, method)
+
+
+def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer, observer: Observer) -> None:
+    """Prune, restore weights, build a new optimizer, apply the masks: the only place where a phase begins.
+
+    The optimizer is new in every phase: momentum kept over a rewind, or over removed channels, would be wrong.
+    """
+    if phase.sparsity is not None:
+        _prune(phase, run, method)
+        observer.pruned(run, method, phase)
+    if phase.weights != "keep":
+        run.restore(phase.weights)
+    run.optimizer = make_optimizer(run, method)
+    if method.hard_masks:
+        run.masks.zero_weights_(run.model)
+    run.clock.steps = phase.steps(run)
+
+
+@torch.no_grad()
+def _prune(phase: Phase, run: Run, method: Method) -> None:
+    """The phase's pruning event, and what adaptive schedules want to know of it."""
+    params, alive = list(run.model.parameters()), run.masks.kept
+    before = [p.detach().clone() for p in params]
+    with torch.enable_grad():
+        method.prune(run, phase.sparsity)
+    masks = parallel.from_first_rank(run.masks, run.world)
+    run.set_masks(shuffled(masks, phase.shuffle, run) if phase.shuffle else masks)
+    moved = torch._foreach_norm(torch._foreach_sub(before, [p.detach() for p in params]))
+    norm, drop = (float(torch.stack(n).norm()) for n in (torch._foreach_norm(before), moved))
+    run.clock.norm_drop = drop / norm if norm else 0.0
+    run.clock.pruned = (alive - run.masks.kept) / alive if alive else 0.0
+    run.clock.cycle += 1
+
+
+def shuffled(masks: Masks, how: str, run: Run) -> Masks:
+    """Masks of the same number of weights in random places, a control (arXiv 1803.03635, app. E).
+
+    Args:
+      how: "layerwise" keeps every layer's count, "global" permutes over all layers, "even" gives every layer
+        the same sparsity.
+    """
+    rng = run.rng("shuffle")
+    sizes = {n: m.numel() for n, m in masks.items()}
+    if how == "global":
+        flat = torch.cat([m.flatten().cpu() for m in masks.values()])
+        parts = dict(
+            zip(masks, flat[torch.randperm(flat.numel(), generator=rng)].split(list(sizes.values())))
+        )
+    else:
+        counts = masks.kept_per_layer
+        if how == "even":
+            shapes = {n: tuple(m.shape) for n, m in masks.items()}
+            counts = spread(uniform(shapes, masks.sparsity), sizes, masks.sparsity)
+        parts = {}
+        for n, size in sizes.items():
+            parts[n] = torch.zeros(size, dtype=torch.bool)
+            parts[n][torch.randperm(size, generator=rng)[: counts[n]]] = True
+    new = {n: torch.empty_like(m).copy_(parts[n].view(m.shape)) for n, m in masks.items()}
+    return Masks(new, masks.tied)
+
+
+def train_step(phase: Phase, run: Run, method: Method) -> Tensor:
+    """One optimizer step; the batch's mean loss, detached. Nothing here waits for the device."""
+    run.seed_step()
+    set_learning_rate(phase, run)
+    x, y = run.data.batch(run.seed, run.clock.total, rank=run.rank, world=run.world)
+    run.model.train()
+    run.optimizer.zero_grad(set_to_none=True)
+    with run.autocast():
+        loss = method.loss(run, method.forward(run, x), y)
+    if run.world > 1:
+        # Ranks may hold unequal parts of the last batch; their mean gradient is to be the whole batch's.
+        loss = loss * (len(y) * run.world / _batch_length(run))
+    loss.backward()
+    if run.world > 1:
+        parallel.average_gradients_([p for g in method.param_groups() for p in g["params"]], run.world)
+    method.step(run)
+    return loss.detach()
+
+
+def _batch_length(run: Run) -> int:
+    """Images of this step's batch over all ranks: the last batch of an epoch may be smaller."""
+    start = run.clock.total % run.data.steps_per_epoch * run.data.batch_size
+    return min(run.data.batch_size, run.data.sizes["train"] - start)
+
+
+def set_learning_rate(phase: Phase, run: Run) -> float:
+    """Set this step's learning rate in every group; the multiple of the base rate."""
+    factor = phase.schedule(run.progress())
+    for group in run.optimizer.param_groups:
+        lr = group["initial_lr"] * factor * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+    return factor
+
+
+def _judge(phase: Phase, run: Run, top1: float, patience: int | None) -> None:
+    """Keep the best network so far, and end the phase when it has not got better for long enough."""
+    if top1 > run.clock.best:
+        run.clock.best, run.clock.best_step = top1, run.clock.step
+        if phase.keep == "best":
+            run.snapshot("best")
+    elif patience is not None and run.clock.step - run.clock.best_step >= patience:
+        run.clock.stop_phase = True

@@ -1,0 +1,68 @@
+"""A plan is a list of phases: what is pruned on entry, what is restored, and how long is trained."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+LENGTH = re.compile(r"(\d+(?:\.\d+)?)(ep|it)")
+
+Schedule = Callable[[Any], float]
+"""Progress -> learning rate as a multiple of `optimizer.lr`; pure and stateless."""
+
+
+def parse_length(text: str, steps_per_epoch: int) -> int:
+    """Optimizer steps of a duration such as "160ep" (epochs, fractions allowed) or "2000it" (steps).
+
+    Args:
+      text: a number with its unit, `ep` or `it`.
+      steps_per_epoch: steps in one pass over the training split, at least 1.
+
+    Returns:
+      The number of steps, rounded to the nearest one, at least 0.
+
+    Raises:
+      ValueError: if the text is no such duration.
+    """
+    match = LENGTH.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(
+            f"length={text!r}: must be a number with its unit, such as 160ep (epochs) or 2000it (steps)"
+        )
+    number = float(match[1])
+    if match[2] == "it" and number != int(number):
+        raise ValueError(f"length={text!r}: a number of steps must be whole")
+    return round(number * steps_per_epoch) if match[2] == "ep" else int(number)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training under one schedule, and what happens on entering it.
+
+    Attributes:
+      name: appears in every result row; unique in the plan.
+      length: "160ep" or "2000it", or a function of the run where it depends on the pruned network.
+      schedule: learning rate over the phase.
+      sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone.
+      weights: after pruning, "keep" the weights, draw them again ("random"), or restore a snapshot by name.
+      shuffle: control that permutes the new masks: within each layer, over all layers, or with the same
+        sparsity in each layer ("even"); None keeps them.
+      snapshot: pairs (name, time in this phase): copies of the network taken while training.
+      keep: which network the phase ends with, the last or the one best in validation top-1.
+      patience: ends the phase when validation top-1 has not risen for this long.
+    """
+
+    name: str
+    length: str | Callable[[Any], str]
+    schedule: Schedule
+    sparsity: float | None = None
+    weights: str = "keep"
+    shuffle: Literal["layerwise", "global", "even"] | None = None
+    snapshot: tuple[tuple[str, str], ...] = ()
+    keep: Literal["last", "best"] = "last"
+    patience: str | None = None
+
+    def steps(self, run: Any) -> int:
+        """Length in optimizer steps for this run's data."""
+        text = self.length(run) if callable(self.length) else self.length
+        return parse_length(text, run.data.steps_per_epoch)

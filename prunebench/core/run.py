@@ -1,0 +1,195 @@
+"""The state of one run, and nothing else: what a checkpoint holds."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.core.masks import Masks
+
+
+def seed_of(*key: object) -> int:
+    """63-bit seed that depends on nothing but the key."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*key: object) -> torch.Generator:
+    """CPU generator seeded by the key: the same draws on every machine, and nothing to checkpoint."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+@contextmanager
+def seeded(*key: object) -> Iterator[None]:
+    """Seed torch's global CPU generator by the key inside the block, and restore its state after it."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed_of(*key))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@dataclass
+class Clock:
+    """Where a run stands. `step == 0` means that the phase has not been entered."""
+
+    phase: int = 0  # index into the plan
+    step: int = 0  # optimizer steps done in this phase
+    steps: int = 0  # length of this phase, fixed when it is entered
+    total: int = 0  # optimizer steps done in the run
+    cycle: int = 0  # pruning events so far
+    norm_drop: float = 0.0  # ||W - W^p|| / ||W|| at the last pruning event, all weights and biases
+    pruned: float = 0.0  # share of the alive prunable weights removed at the last event
+    stop_phase: bool = False  # a method or the patience rule may end the phase
+    best: float = -1.0  # best validation top-1 in this phase
+    best_step: int = 0  # step of the phase at which it was reached
+
+    def tick(self) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.total += 1
+
+    def next_phase(self) -> None:
+        """Move to the start of the next phase."""
+        self.phase += 1
+        self.step = self.steps = self.best_step = 0
+        self.stop_phase, self.best = False, -1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """All that a learning-rate schedule may look at."""
+
+    step: int  # 0-based step in the phase
+    steps: int  # length of the phase
+    steps_per_epoch: int
+    cycle: int = 0  # pruning events so far
+    density: float = 1.0  # kept share of the prunable weights
+    norm_drop: float = 0.0  # see Clock
+    pruned: float = 0.0  # see Clock
+
+
+class Run:
+    """Everything that a checkpoint holds, and what the methods act on.
+
+    Args:
+      model: the network, on its device. Its parameter names never change during a run.
+      data: batches, evaluation and scoring images (`prunebench.data.loader.Data`).
+      loss_fn: (logits, targets) -> mean loss of the batch, a scalar tensor.
+      prunable: names of the parameters that masks may cover.
+      seed: all randomness of the run is a function of it.
+      fresh_state: builds the state dict of a freshly initialised model from any key; the key ("init",)
+        gives the weights that the run started from.
+      precision: autocast dtype of forward and loss, or None for full precision.
+      rank, world: this process and the number of processes that share every batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        data: Any,
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        prunable: list[str],
+        seed: int,
+        fresh_state: Callable[..., dict[str, Tensor]] | None = None,
+        precision: torch.dtype | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.model, self.data, self.loss_fn, self.seed = model, data, loss_fn, seed
+        self.network: nn.Module = model  # what forward calls: the model, or a wrapper of it (DDP, compiled)
+        self.device = next(model.parameters()).device
+        self.precision, self.rank, self.world = precision, rank, world
+        self.masks = Masks.ones(model, prunable)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.clock = Clock()
+        self.snapshots: dict[str, dict[str, Tensor]] = {}
+        self._fresh_state = fresh_state
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """CPU generator that depends only on (seed, purpose, steps done): no draw disturbs another."""
+        return generator(self.seed, purpose, self.clock.total)
+
+    def seed_step(self) -> None:
+        """Reseed torch's global generators, which dropout draws from, for this step.
+
+        `torch.manual_seed` would do the same at 300 times the price (it visits every backend).
+        """
+        seed = seed_of(self.seed, "step", self.clock.total, self.rank)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def autocast(self) -> torch.autocast:
+        """Context for forward and loss."""
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
+
+    def progress(self) -> Progress:
+        """What the learning-rate schedule sees at this step."""
+        c = self.clock
+        return Progress(
+            step=c.step,
+            steps=c.steps,
+            steps_per_epoch=self.data.steps_per_epoch,
+            cycle=c.cycle,
+            density=1.0 - self.masks.sparsity,
+            norm_drop=c.norm_drop,
+            pruned=c.pruned,
+        )
+
+    def set_masks(self, masks: Masks) -> None:
+        """Replace the masks, and zero weights and optimizer state of what is pruned now."""
+        masks.inherit_(self.masks)
+        self.masks = masks
+        masks.zero_weights_(self.model)
+        if self.optimizer is not None:
+            masks.zero_optimizer_(self.model, self.optimizer)
+
+    def snapshot(self, name: str) -> None:
+        """Keep a copy of the network's parameters and buffers under a name."""
+        self.snapshots[name] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def restore(self, name: str) -> None:
+        """Load "random" (new initial weights), "init" (those of the start) or a snapshot, in place.
+
+        Raises:
+          KeyError: if there is no such snapshot.
+        """
+        if name == "random":
+            state = self._fresh_state("reinit", self.clock.total, self.clock.cycle)
+        elif name == "init" and name not in self.snapshots:
+            state = self._fresh_state("init")
+        else:
+            state = self.snapshots[name]
+        self.model.load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors; the tensors are the live ones, not copies."""
+        return {
+            "model": self.model.state_dict(),
+            "masks": self.masks.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
+            "clock": asdict(self.clock),
+            "snapshots": self.snapshots,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` gave. The optimizer must have been built already when it has a state."""
+        self.model.load_state_dict(state["model"])
+        on_device = {
+            kind: {n: m.to(self.device) for n, m in masks.items()} for kind, masks in state["masks"].items()
+        }
+        self.masks = Masks(**on_device)
+        self.clock = Clock(**state["clock"])
+        self.snapshots = {
+            name: {k: v.to(self.device) for k, v in values.items()}
+            for name, values in state["snapshots"].items()
+        }
+        if state["optimizer"] is not None and self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])

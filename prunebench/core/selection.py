@@ -1,0 +1,277 @@
+"""Scores to masks: exact counts, a stated tie rule, and no way back for a pruned weight."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunebench.core.allocation import ALLOCATIONS, lamp_scores, spread
+from prunebench.core.masks import Masks
+
+Allocation = Callable[[Mapping[str, tuple[int, ...]], float], dict[str, float]]
+"""(shapes, sparsity) -> sparsity of each layer."""
+
+
+def topk_mask(scores: Tensor, keep: int) -> Tensor:
+    """Bool mask of exactly `keep` highest scores.
+
+    Args:
+      scores: any shape; -inf marks entries that must go. NaN raises.
+      keep: entries to keep, in [0, scores.numel()].
+
+    Returns:
+      bool tensor of `scores.shape`. Among equal scores the lower flat index stays.
+
+    Raises:
+      ValueError: if a score is NaN or `keep` is out of range.
+    """
+    return _keep_highest([scores], keep, [None])[0]
+
+
+def select(
+    scores: Mapping[str, Tensor],
+    sparsity: float,
+    *,
+    allocation: str | Allocation | Mapping[str, float] = "global",
+    granularity: Literal["weight", "kernel"] = "weight",
+    previous: Masks | None = None,
+    min_kept: int = 0,
+) -> Masks:
+    """Masks that keep round((1 - sparsity) * N) entries of the highest scores.
+
+    Ties: the lower flat index stays, layers in the order of `scores`, whatever the device and memory format.
+    An allocation over layers keeps the same total: each layer gets its share rounded down or up
+    (largest remainder first). Filters and neurons are chosen by `prunebench.core.units.select_units`.
+
+    Args:
+      scores: parameter name -> score of the parameter's shape, higher = keep.
+      sparsity: share to remove of all entries, not of those still alive, in [0, 1).
+      allocation: "global" (one ranking), "lamp" (one ranking of LAMP scores, arXiv 2010.07611 eq. 2),
+        "uniform", "uniform_plus", "er", "erk" (see `prunebench.core.allocation`), a function of the shapes,
+        or the sparsity of every layer.
+      granularity: "weight", or "kernel": the kh x kw slice of one input channel in one filter, whose score
+        is the sum of its weights' scores; a linear weight is a kernel of its own.
+      previous: pruned entries of these masks never return; without it they may.
+      min_kept: floor of every layer, in entries. A global ranking first keeps that many in each layer.
+
+    Raises:
+      ValueError: if a score is NaN, or the sparsity cannot be reached: more weights asked for than are
+        alive, or a layer would fall below `min_kept`.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity.target={sparsity}: must lie in [0, 1)")
+    groups = {n: _reduce(s, granularity) for n, s in scores.items()}
+    alive = {n: None if previous is None else _reduce_mask(previous[n], granularity) for n in groups}
+    total = sum(g.numel() for g in groups.values())
+    keep = round((1 - sparsity) * total)
+    if allocation in ("global", "lamp"):
+        if allocation == "lamp":
+            groups = {n: lamp_scores(g, alive[n]) for n, g in groups.items()}
+        kept = _global(groups, keep, alive, min_kept, sparsity)
+    else:
+        shapes = {n: tuple(scores[n].shape) for n in groups}
+        sizes = {n: g.numel() for n, g in groups.items()}
+        counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=min_kept)
+        if previous is not None:
+            counts = _within_alive(counts, {n: int(torch.count_nonzero(a)) for n, a in alive.items()})
+        kept = {n: _keep_highest([g], counts[n], [alive[n]])[0] for n, g in groups.items()}
+    return Masks({n: _expand(m, scores[n]) for n, m in kept.items()})
+
+
+def layer_counts(
+    shapes: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[str, int],
+    sparsity: float,
+    allocation: str | Allocation | Mapping[str, float],
+    *,
+    min_kept: int = 0,
+) -> dict[str, int]:
+    """Entries that each layer keeps; they add up to round((1 - sparsity) * N) to the entry.
+
+    Args:
+      shapes: parameter name -> weight shape (out, in, ...), which ER and ERK read.
+      sizes: parameter name -> number of entries to choose among (weights, kernels or channels).
+
+    Raises:
+      ValueError: if the allocation cannot reach the sparsity, or a layer falls below `min_kept`.
+    """
+    if isinstance(allocation, Mapping):
+        if missing := sorted(set(sizes) - set(allocation)):
+            raise ValueError(
+                f"sparsity.allocation={dict(allocation)}: gives no sparsity for layer {missing[0]}"
+            )
+        counts = {n: round((1 - allocation[n]) * size) for n, size in sizes.items()}
+    else:
+        rule = ALLOCATIONS.get(allocation) if isinstance(allocation, str) else allocation
+        if rule is None:
+            options = ", ".join(["global", "lamp", *ALLOCATIONS])
+            raise ValueError(f"sparsity.allocation={allocation}: must be one of {options}")
+        counts = spread(rule(shapes, sparsity), sizes, sparsity)
+    for name, count in counts.items():
+        if count < min_kept:
+            raise ValueError(
+                f"sparsity={sparsity:g}: leaves {count} of {sizes[name]} entries in layer {name}, below the floor "
+                f"sparsity.min_kept={min_kept}; lower the sparsity, exclude the layer, or set sparsity.min_kept=0"
+            )
+    return counts
+
+
+def _global(
+    groups: dict[str, Tensor], keep: int, alive: dict[str, Tensor | None], min_kept: int, sparsity: float
+) -> dict[str, Tensor]:
+    """One ranking over all layers; layers that would fall below the floor get their best entries back."""
+    names = list(groups)
+    floors = {n: min(min_kept, groups[n].numel()) for n in names}
+    if keep < sum(floors.values()):
+        raise ValueError(
+            f"sparsity.target={sparsity:g}: keeps {keep} entries in {len(names)} layers, too few for the floor "
+            f"sparsity.min_kept={min_kept}; lower sparsity.target or set sparsity.min_kept=0"
+        )
+    masks = dict(zip(names, _keep_highest(list(groups.values()), keep, [alive[n] for n in names])))
+    if min_kept and any(int(torch.count_nonzero(masks[n])) < floors[n] for n in names):
+        protected = {}
+        for n in names:
+            best = _keep_highest([groups[n]], floors[n], [alive[n]])[0]
+            protected[n] = groups[n].masked_fill(best, torch.inf)
+        masks = dict(zip(names, _keep_highest(list(protected.values()), keep, [alive[n] for n in names])))
+    return masks
+
+
+def _within_alive(counts: dict[str, int], alive: dict[str, int]) -> dict[str, int]:
+    """Counts no larger than what is alive, same total: rounding may ask for one more in some layer."""
+    over = {n: c - alive[n] for n, c in counts.items() if c > alive[n]}
+    if not over:
+        return counts
+    if max(over.values()) > 1:
+        name = max(over, key=over.get)
+        raise ValueError(
+            f"sparsity.allocation: asks for {counts[name]} weights in layer {name}, where {alive[name]} are alive; "
+            "pruned weights do not return: keep one allocation over all rounds"
+        )
+    counts = {n: min(c, alive[n]) for n, c in counts.items()}
+    missing = sum(over.values())
+    for n in sorted(counts, key=lambda n: counts[n] - alive[n]):
+        step = min(missing, alive[n] - counts[n], 1)
+        counts[n], missing = counts[n] + step, missing - step
+    if missing:
+        raise ValueError("sparsity: more weights asked for than are alive; pruned weights do not return")
+    return counts
+
+
+def _reduce(score: Tensor, granularity: str) -> Tensor:
+    """Score of each entry: the weights themselves, or sums over kernels."""
+    score = score if score.dtype in (torch.float32, torch.float64) else score.float()
+    if granularity == "weight":
+        return score
+    if granularity == "kernel":
+        return score.flatten(2).sum(2) if score.ndim > 2 else score
+    raise ValueError(f"sparsity.granularity={granularity}: must be weight or kernel here")
+
+
+def _reduce_mask(mask: Tensor, granularity: str) -> Tensor:
+    return mask.flatten(2).any(2) if granularity == "kernel" and mask.ndim > 2 else mask
+
+
+def _expand(mask: Tensor, score: Tensor) -> Tensor:
+    """Mask of entries as a mask of weights."""
+    if mask.shape == score.shape:
+        return mask
+    return mask.view(mask.shape + (1,) * (score.ndim - mask.ndim)).expand_as(score).clone()
+
+
+@torch.no_grad()
+def _keep_highest(groups: Sequence[Tensor], keep: int, alive: Sequence[Tensor | None]) -> list[Tensor]:
+    """One bool tensor per group: exactly `keep` alive entries of the highest scores over all groups together."""
+    counts = [g.numel() if a is None else int(torch.count_nonzero(a)) for g, a in zip(groups, alive)]
+    if not 0 <= keep <= sum(counts):
+        raise ValueError(f"keep={keep}: must lie in [0, {sum(counts)}], the number of entries that are alive")
+    if keep == 0:
+        for g in groups:
+            _refuse_nan(g)
+        return [torch.zeros_like(g, dtype=torch.bool) for g in groups]
+    threshold, ties, equal = _threshold(groups, keep, alive, counts)
+    compare = torch.ge if ties == equal else torch.gt
+    masks = [compare(g, threshold) for g in groups]
+    if ties != equal:
+        for g, a, mask in zip(groups, alive, masks):
+            tied = (g == threshold) if a is None else (g == threshold) & a
+            index = tied.nonzero()[:ties]  # in the order of the flat index, whatever the memory format
+            mask[tuple(index.T)] = True
+            ties -= len(index)
+            if ties == 0:
+                break
+    return [mask if a is None else mask.logical_and_(a) for mask, a in zip(masks, alive)]
+
+
+def _threshold(
+    groups: Sequence[Tensor], keep: int, alive: Sequence[Tensor | None], counts: list[int]
+) -> tuple[float, int, int]:
+    """The keep-th highest alive score, how many entries equal to it are kept, and how many there are."""
+    survivors = sum(counts)
+    if groups[0].device.type == "cpu":
+        values = _survivors(groups, alive, counts)
+        if np.isnan(values.max()):
+            raise ValueError("score: a criterion returned NaN; check the loss and the learning rate")
+        value = _order_statistic(values, survivors - keep)
+        above, equal = np.count_nonzero(values > value), np.count_nonzero(values == value)
+    else:
+        parts = [g.flatten() if a is None else g[a] for g, a in zip(groups, alive)]
+        values = torch.sort(torch.cat(parts)).values  # kthvalue is 20 times slower on CUDA, topk sorts too
+        if bool(values[-1].isnan()):
+            raise ValueError("score: a criterion returned NaN; check the loss and the learning rate")
+        value = values[survivors - keep]
+        above, equal = int((values > value).sum()), int((values == value).sum())
+    return float(value), keep - int(above), int(equal)
+
+
+def _survivors(groups: Sequence[Tensor], alive: Sequence[Tensor | None], counts: list[int]) -> np.ndarray:
+    """Alive scores in one array, in no particular order (memory order costs half of logical order)."""
+    dtype = np.float64 if any(g.dtype == torch.float64 for g in groups) else np.float32
+    values = np.empty(sum(counts), dtype)
+    start = 0
+    for g, a, count in zip(groups, alive, counts):
+        part = values[start : start + count]
+        g, a = _memory_order(g), None if a is None else _memory_order(a, like=g)
+        if a is None or count == g.numel():
+            part[:] = g.reshape(-1).numpy()
+        else:
+            part[:] = g.reshape(-1).numpy()[a.reshape(-1).numpy()]
+        start += count
+    return values
+
+
+def _memory_order(t: Tensor, like: Tensor | None = None) -> Tensor:
+    """View of a channels_last tensor whose logical order is its memory order."""
+    if t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
+        return t.permute(0, 2, 3, 1)
+    if like is not None and like.shape != t.shape:  # a contiguous mask of a channels_last score
+        return t.permute(0, 2, 3, 1)
+    return t
+
+
+def _order_statistic(values: np.ndarray, index: int) -> float:
+    """The value at `index` of the sorted array; `values` is permuted.
+
+    Quickselect is up to 25 times slower when half the values are equal, so a value that a sample shows to be
+    common is settled by counting first.
+    """
+    sample = values[:: max(1, values.size // 512)]
+    common, repeats = np.unique(sample, return_counts=True)
+    if values.size > 4096 and repeats.max() > sample.size // 8:
+        value = common[repeats.argmax()]
+        below = np.count_nonzero(values < value)
+        if index < below:
+            return _order_statistic(values[values < value], index)
+        below += np.count_nonzero(values == value)
+        if index < below:
+            return value
+        return _order_statistic(values[values > value], index - below)
+    values.partition(index)
+    return values[index]
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    if bool(scores.isnan().any()):
+        raise ValueError("score: a criterion returned NaN; check the loss and the learning rate")

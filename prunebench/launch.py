@@ -1,0 +1,282 @@
+"""Hydra's part of `prune-run`: compose, check, run one job or a sweep, and turn every failure into one line."""
+
+import difflib
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from prunebench import config, overview
+
+FAILURES = "PRUNEBENCH_FAILURES"  # names the file in which the jobs of a sweep write what failed
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message may have several lines, one problem each."""
+
+
+class Stopped(Exception):
+    """A signal ended the run, after a checkpoint."""
+
+
+class Signals:
+    """Turns the first SIGINT or SIGTERM into a request; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> int:
+        return self.number
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+        print("\nprune-run: stopping after this step, with a checkpoint; again to quit at once", file=sys.stderr)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Receive signals inside the block."""
+        before = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    config.register()
+    sweep = any(a in ("-m", "--multirun") for a in arguments)
+    try:
+        check_groups(arguments)
+        with failure_file() as failures:
+            application()
+            failed = [json.loads(line) for line in failures.read_text().splitlines()]
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(explain(error), 2)
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(*judge(error))
+    if not failed:
+        return 0
+    if not sweep and len(failed) == 1:
+        return failed[0]["code"]
+    print(f"\nprune-run: {len(failed)} job{'s' if len(failed) > 1 else ''} of the sweep failed:", file=sys.stderr)
+    for job in failed:
+        print(f"  {' '.join(job['overrides'])}\n    {job['message']}", file=sys.stderr)
+    return 2 if all(job["code"] == 2 for job in failed) else 1
+
+
+def application() -> None:
+    """Hydra's entry: parses sys.argv, composes, and calls `job` once or for every combination of a sweep."""
+    hydra.main(version_base="1.3", config_path=str(config.conf_directory()), config_name="config")(job)()
+
+
+def job(cfg: DictConfig) -> None:
+    """One run; in a sweep a failure is noted and the next job begins."""
+    settings = HydraConfig.get()
+    overrides = list(settings.overrides.task)
+    sweep = str(settings.mode).endswith("MULTIRUN")
+    if sweep:
+        print(f"\n[{settings.job.num}] {' '.join(overrides)}", flush=True)
+    try:
+        run_job(cfg, settings, overrides)
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = judge(error)
+        if not sweep or code >= 128:
+            raise
+        print(f"prune-run: job {settings.job.num} failed: {' '.join(overrides)}\n  {message}", file=sys.stderr)
+        line = json.dumps({"overrides": overrides, "message": message, "code": code})
+        with open(os.environ[FAILURES], "a") as file:
+            file.write(line + "\n")
+
+
+def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
+    """Check the configuration and run it."""
+    choices = dict(settings.runtime.choices)
+    if found := config.problems(cfg, overrides, choices):
+        raise ConfigError("\n".join(found))
+    plain = config.plain(cfg)
+    from prunebench.display import Display
+    from prunebench.experiment import run_experiment
+
+    signals = Signals()
+    display = Display()
+    with signals.installed():
+        try:
+            run_experiment(
+                plain,
+                directory=Path(settings.runtime.output_dir),
+                choices=choices,
+                overrides=overrides,
+                instantiate=instantiate,
+                display=display,
+                asked_to_stop=signals,
+                jobs=_jobs(settings),
+                identity=config.run_id(plain),
+            )
+        finally:
+            display.close()
+
+
+def _jobs(settings: Any) -> int:
+    """Jobs that the launcher runs side by side on this machine."""
+    jobs = settings.launcher.get("n_jobs", 1) or 1
+    return (os.cpu_count() or 1) if jobs < 0 else jobs
+
+
+def instantiate(node: Any, **runtime: Any) -> Any:
+    """The object of a node; a `_partial_` one as a plain `functools.partial`.
+
+    Hydra's own partial checks its target again at every call, 100 us for a learning rate that takes one.
+    """
+    return _unwrapped(hydra.utils.instantiate(node, _convert_="all", **runtime))
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, partial):
+        keywords = {k: _unwrapped(v) for k, v in value.keywords.items()}
+        return partial(_unwrapped(value.func), *value.args, **keywords)
+    return value
+
+
+@contextmanager
+def failure_file() -> Iterator[Path]:
+    """An empty file that jobs, also in other processes, add their failures to."""
+    handle, name = tempfile.mkstemp(prefix="prunebench-")
+    os.close(handle)
+    os.environ[FAILURES] = name
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+# From exceptions to one line
+
+
+def judge(error: BaseException) -> tuple[str, int]:
+    """Message and exit code of a failed run."""
+    cause = error
+    while type(cause).__name__ == "InstantiationException" and cause.__cause__ is not None:
+        cause = cause.__cause__
+    name = type(cause).__name__
+    if isinstance(cause, KeyboardInterrupt):
+        return "interrupted", 130
+    if name == "Interrupted":
+        return "stopped, with a checkpoint; type the same command to go on", 128 + cause.signal
+    if name in ("Diverged", "CheckpointError"):
+        return str(cause), 1
+    if isinstance(cause, OSError):
+        where = f"{cause.filename}: " if cause.filename else ""
+        text = f"{where}{cause.strerror or cause}; the last good checkpoint is kept: make room and type the same command"
+        return text, 1
+    if isinstance(cause, ValueError):
+        return str(cause), 2
+    if isinstance(cause, HydraException | OmegaConfBaseException):
+        return explain(cause), 2
+    if isinstance(cause, MemoryError) or name == "OutOfMemoryError":
+        return "out of memory; lower trainer.batch_size (the last good checkpoint is kept)", 1
+    detail = "".join(traceback.format_exception(cause))
+    return f"internal error, please report it:\n{detail}", 1
+
+
+def _fail(message: str, code: int) -> int:
+    lines = message.splitlines() or [""]
+    if len(lines) > 1 and not message.startswith("internal error"):
+        print(f"prune-run: the configuration has {len(lines)} problems", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
+    else:
+        print(f"prune-run: {message}", file=sys.stderr)
+    return code
+
+
+def explain(error: BaseException) -> str:
+    """One line about an error of Hydra or OmegaConf, with the key, and the closest name where there is one."""
+    text = _chain(error)
+    if match := re.search(r"Could not find '([\w]+)/([^']+)'", text):
+        group, option = match[1], match[2]
+        return f"{group}={option}: no such {group}; {_closest(option, list(overview.options(group)))}"
+    if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
+        if "No match in the defaults list" in text:
+            return f"{match[1]}: no such group; {_closest(match[1], config.GROUPS)}"
+        return _unknown_key(match[1])
+    if match := re.search(r"Key '([^']+)' (?:is )?not in", text):
+        full = re.search(r"full_key: (\S+)", text)
+        return _unknown_key(full[1] if full else match[1])
+    full = re.search(r"full_key: (\S+)", text)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text):
+        wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
+        return f"{full[1] if full else 'value'}={match[1]}: must be {wanted}"
+    return f"{full[1]}: {first}" if full and full[1] not in first else first
+
+
+def _chain(error: BaseException | None) -> str:
+    parts = []
+    while error is not None:
+        parts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "\n".join(parts)
+
+
+def _closest(name: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, options, 1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(options)}"
+
+
+def _unknown_key(key: str) -> str:
+    """Message for a key that the configuration does not have."""
+    *parents, last = key.split(".")
+    try:
+        with hydra.initialize_config_dir(str(config.conf_directory().absolute()), version_base="1.3"):
+            from hydra import compose
+
+            cfg = compose("config")
+        for parent in parents:
+            cfg = cfg[parent]
+        options = list(cfg)
+    except (HydraException, OmegaConfBaseException, KeyError, TypeError, ValueError):
+        return f"{key}: no such option"
+    path = "".join(f"{p}." for p in parents)
+    close = difflib.get_close_matches(last, options, 1)
+    hint = f"did you mean '{path}{close[0]}'?" if close else f"there are {', '.join(f'{path}{o}' for o in options)}"
+    return f"{key}: no such option; {hint}"
+
+
+def check_groups(arguments: Sequence[str]) -> None:
+    """Refuse unknown options of groups in a sweep before its first job runs.
+
+    Raises:
+      ConfigError: naming every unknown option.
+    """
+    typed = [a for a in arguments if "=" in a and not a.startswith("-")]
+    found = []
+    for override in OverridesParser.create().parse_overrides(typed):
+        if override.key_or_group not in config.GROUPS or not override.is_sweep_override():
+            continue
+        known = list(overview.options(override.key_or_group))
+        for value in override.sweep_string_iterator():
+            if value not in known and value not in ("null", "[]") and not value.startswith("["):
+                group = override.key_or_group
+                found.append(f"{group}={value}: no such {group}; {_closest(value, known)}")
+    if found:
+        raise ConfigError("\n".join(found))

@@ -1,0 +1,160 @@
+"""Criterion x allocation x granularity, at the pruning events that the protocol sets."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunebench.core.allocation import by_rates
+from prunebench.core.method import Method
+from prunebench.core.run import Run
+from prunebench.core.selection import layer_counts, select
+from prunebench.core.units import (
+    PrunableModel,
+    alive_channels,
+    compact,
+    model_units,
+    select_units,
+    unit_masks,
+)
+
+Criterion = Callable[[Run], dict[str, Tensor]]
+
+
+class Pruner(Method):
+    """Removes the entries of the lowest scores; pruned weights never return.
+
+    With the magnitude criterion this is magnitude pruning (Han et al. 2015, arXiv 1506.02626): one-shot, iterative
+    (IMP, arXiv 2111.00843) or with rewinding (lottery tickets, arXiv 1803.03635), as the protocol says.
+    Weights of convolutions and linear layers are pruned, the first and the classifier included unless excluded;
+    biases and normalisation are not (at filter and neuron granularity those of a dead channel go with it).
+
+    Args:
+      criterion: gives the scores, name -> tensor of the parameter's shape, higher = keep.
+      allocation: "global", "lamp", "uniform", "uniform_plus", "er", "erk", "rates" (each layer by its rate in
+        `layer_rates`), or layer pattern -> sparsity.
+      granularity: "weight", "kernel", "filter" (channels made by a convolution) or "neuron" (all channels).
+        With filters and neurons the sparsity is the share of channels.
+      layer_rates: layer pattern (fnmatch on parameter names, "head" for the classifier) -> share of the
+        remaining weights removed per round; later patterns win; for allocation "rates" only.
+      min_kept: floor of every layer, in entries of the granularity.
+
+    Raises:
+      ValueError: if `min_kept` is negative, a rate is outside [0, 1), or rates are given without their allocation.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        *,
+        allocation: str | dict[str, float] = "global",
+        granularity: Literal["weight", "kernel", "filter", "neuron"] = "weight",
+        layer_rates: dict[str, float] | None = None,
+        min_kept: int = 1,
+    ):
+        if min_kept < 0:
+            raise ValueError(f"sparsity.min_kept={min_kept}: must be 0 or more")
+        if (allocation == "rates") != bool(layer_rates):
+            raise ValueError(
+                f"sparsity.layer_rates={layer_rates}: goes with sparsity.allocation=rates, which is {allocation!r} here"
+            )
+        for pattern, rate in (layer_rates or {}).items():
+            if not 0 <= rate < 1:
+                raise ValueError(f"sparsity.layer_rates.{pattern}={rate}: must lie in [0, 1)")
+        self.criterion, self.allocation, self.granularity = criterion, allocation, granularity
+        self.layer_rates, self.min_kept = layer_rates, min_kept
+
+    def check(self, run: Run, asked: Sequence[float]) -> None:
+        """Refuse a granularity, an allocation or a sparsity that this network cannot have."""
+        if self.granularity in ("filter", "neuron"):
+            units = model_units(run.model, self.granularity, run.masks)
+            sizes, shapes = {u.name: u.size for u in units}, {u.name: (u.size,) for u in units}
+        else:
+            shapes = {n: tuple(m.shape) for n, m in run.masks.items()}
+            grain = 2 if self.granularity == "kernel" else None
+            sizes = {n: math.prod(s[:grain]) for n, s in shapes.items()}
+        allocation, total = self._allocation(run), sum(sizes.values())
+        for sparsity in asked:
+            if allocation not in ("global", "lamp"):
+                layer_counts(shapes, sizes, sparsity, allocation, min_kept=self.min_kept)
+            elif (keep := round((1 - sparsity) * total)) < self.min_kept * len(sizes):
+                raise ValueError(
+                    f"sparsity.target={sparsity:g}: keeps {keep} of {total} entries in {len(sizes)} layers, fewer "
+                    f"than sparsity.min_kept={self.min_kept} in each; lower the target"
+                )
+
+    def prune(self, run: Run, sparsity: float) -> None:
+        """Set the masks to this sparsity by the criterion's scores."""
+        scores, allocation = self.criterion(run), self._allocation(run)
+        if self.granularity in ("weight", "kernel"):
+            masks = select(
+                scores,
+                sparsity,
+                allocation=allocation,
+                granularity=self.granularity,
+                previous=run.masks if run.clock.cycle else None,
+                min_kept=self.min_kept,
+            )
+        else:
+            alive = select_units(
+                scores,
+                sparsity,
+                units=model_units(run.model, self.granularity, run.masks),
+                allocation=allocation,
+                previous=run.masks if run.clock.cycle else None,
+                min_kept=self.min_kept,
+            )
+            masks = unit_masks(run.model, alive, run.masks)
+        run.set_masks(masks)
+
+    def channels(self, run: Run) -> tuple[int, int] | None:
+        """Channels kept and in all, at filter and neuron granularity; else None."""
+        if self.granularity in ("weight", "kernel"):
+            return None
+        alive = alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
+        return sum(int(torch.count_nonzero(a)) for a in alive.values()), sum(
+            a.numel() for a in alive.values()
+        )
+
+    def compact(self, run: Run) -> nn.Module:
+        """The physically smaller network at filter and neuron granularity; else the network itself."""
+        if self.granularity in ("weight", "kernel") or not isinstance(run.model, PrunableModel):
+            return run.model
+        return compact(
+            run.model, alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
+        )
+
+    def _allocation(self, run: Run) -> Any:
+        """The allocation with patterns resolved to this network's layers."""
+        names = list(run.masks)
+        if self.allocation == "rates":
+            return partial(by_rates, rates=_resolve("layer_rates", self.layer_rates, names, run.model))
+        if isinstance(self.allocation, Mapping):
+            return _resolve("allocation", self.allocation, names, run.model)
+        return self.allocation
+
+
+def _resolve(
+    option: str, by_pattern: Mapping[str, float], names: list[str], model: nn.Module
+) -> dict[str, float]:
+    """Layer name -> value of the last pattern that matches it.
+
+    Raises:
+      ValueError: if a pattern matches nothing, or a layer matches none.
+    """
+    head = f"{getattr(model, 'head', 'head')}.weight"
+    values: dict[str, float] = {}
+    for pattern, value in by_pattern.items():
+        matched = [n for n in names if fnmatchcase(n, head if pattern == "head" else pattern)]
+        if not matched:
+            raise ValueError(f"sparsity.{option}.{pattern}: matches no prunable layer, such as {names[0]}")
+        values |= dict.fromkeys(matched, value)
+    if missing := [n for n in names if n not in values]:
+        raise ValueError(
+            f"sparsity.{option}: gives no value for layer {missing[0]}; add a pattern such as '*'"
+        )
+    return {n: values[n] for n in names}

@@ -1,0 +1,299 @@
+"""Protocols: functions that give the whole plan of a run, a list of phases, before any training.
+
+Every protocol is called with the training schedule and the retraining schedule; all other arguments are
+options of conf/protocol. Lengths are "160ep" or "2000it". A phase of length 0 trains nothing (prune only).
+"""
+
+from typing import Any, Literal, get_args
+
+from prunebench.core.phase import Phase, Schedule, parse_length
+from prunebench.ramps import geometric, linear
+
+Weights = Literal["keep", "init", "rewind", "random"]
+Control = Literal["none", "reinit", "random_layerwise", "random_global", "random_even"]
+Keep = Literal["last", "best"]
+Spacing = Literal["geometric", "linear"]
+SHUFFLES = {"reinit": None, "random_layerwise": "layerwise", "random_global": "global", "random_even": "even"}
+
+
+def dense(
+    *,
+    schedule: Schedule,
+    retrain_schedule: Schedule,
+    dense: str,
+    keep: Keep = "last",
+    patience: str | None = None,
+) -> list[Phase]:
+    """One phase of training without pruning: the control of every other run.
+
+    Args:
+      schedule: learning rate.
+      retrain_schedule: not used; every protocol is called with it.
+      dense: length of training.
+      keep: end with the last network, or the one best in validation top-1.
+      patience: end early when validation top-1 has not risen for this long.
+
+    Raises:
+      ValueError: if an option is out of range.
+    """
+    _check_common(dense, keep, patience)
+    return [Phase("dense", dense, schedule, keep=keep, patience=patience)]
+
+
+def one_shot(
+    *,
+    schedule: Schedule,
+    retrain_schedule: Schedule,
+    target: float,
+    dense: str,
+    retrain: str | None = None,
+    weights: Weights = "keep",
+    rewind_to: str = "0it",
+    keep: Keep = "last",
+    patience: str | None = None,
+    control: Control = "none",
+) -> list[Phase]:
+    """Dense training, one pruning event, retraining: `iterative` with one round.
+
+    Args:
+      schedule: learning rate of dense training.
+      retrain_schedule: learning rate after pruning.
+      target: share of the prunable weights to remove, in [0, 1).
+      dense: length of dense training.
+      retrain: length of retraining; None as in `iterative`.
+      weights: what retraining starts from, as in `iterative`.
+      rewind_to: where in dense training weights=rewind goes back to, before its end.
+      keep: end a phase with the last network, or the one best in validation top-1.
+      patience: end a phase early when validation top-1 has not risen for this long.
+      control: what the round is replaced by, as in `iterative`.
+
+    Raises:
+      ValueError: if an option is out of range or two do not fit together.
+    """
+    return iterative(
+        schedule=schedule,
+        retrain_schedule=retrain_schedule,
+        target=target,
+        rounds=1,
+        dense=dense,
+        retrain=retrain,
+        weights=weights,
+        rewind_to=rewind_to,
+        keep=keep,
+        patience=patience,
+        control=control,
+    )
+
+
+def iterative(
+    *,
+    schedule: Schedule,
+    retrain_schedule: Schedule,
+    rounds: int,
+    dense: str,
+    target: float | None = None,
+    rate: float | None = None,
+    spacing: Spacing = "geometric",
+    retrain: str | None = None,
+    retrain_total: str | None = None,
+    budget: str | None = None,
+    weights: Weights = "keep",
+    rewind_to: str = "0it",
+    keep: Keep = "last",
+    patience: str | None = None,
+    control: Control = "none",
+) -> list[Phase]:
+    """Dense training, then `rounds` times: prune, restore `weights`, retrain.
+
+    Phases "dense", "round-01", ... of Han et al. (arXiv 1506.02626; weights=keep), the lottery ticket
+    hypothesis (arXiv 1803.03635; init, rewind), learning-rate rewinding (arXiv 2003.02389; keep with
+    retrain=lrw) and BIMP (arXiv 2111.00843; budget). A control changes the last round only: it trains the
+    mask found so far, or a random one, from new random weights, so that all earlier rounds are those of the
+    run without control.
+
+    Args:
+      schedule: learning rate of dense training.
+      retrain_schedule: learning rate of every round.
+      rounds: pruning events, at least 1.
+      dense: length of dense training.
+      target: sparsity after the last round, in [0, 1). Either this or `rate`.
+      rate: share of the remaining weights removed in every round, in (0, 1).
+      spacing: of the rounds towards `target`: equal shares of the remaining weights (geometric), or equal
+        counts.
+      retrain: length of every round. One of `retrain`, `retrain_total` and `budget`; with none, a round that
+        does not keep its weights lasts as long as dense training, less `rewind_to`.
+      retrain_total: length of all rounds together; each takes the whole part of an equal share, the last also
+        the remainder (arXiv 2111.00843, authors' code).
+      budget: length of dense training and all rounds together; the rounds share budget - dense as above.
+      weights: what a round starts from: the pruned weights (keep), those of the start (init) or of step
+        `rewind_to` of dense training (rewind), or new ones in every round (random).
+      rewind_to: where in dense training weights=rewind goes back to, before its end.
+      keep: end a phase with the last network, or the one best in validation top-1.
+      patience: end a phase early when validation top-1 has not risen for this long.
+      control: none; reinit (the found mask, new weights); random_layerwise, random_global, random_even (new
+        weights and the found mask shuffled within each layer, over all layers, or with equal sparsity in
+        every layer; `lottery/branch` of facebookresearch/open_lth).
+
+    Returns:
+      1 + `rounds` phases. The asked sparsity of the last is exactly `target` where that is given.
+
+    Raises:
+      ValueError: if an option is out of range or two do not fit together.
+    """
+    _check_common(dense, keep, patience)
+    _check_choice("protocol.weights", weights, Weights)
+    _check_choice("protocol.control", control, Control)
+    _check_choice("sparsity.spacing", spacing, Spacing)
+    _check_rewind(weights, rewind_to, dense)
+    if control == "reinit" and weights == "random":
+        raise ValueError("protocol.control=reinit: must be none with protocol.weights=random, which reinits")
+    asked = _asked(rounds, target, rate, spacing)
+    lengths = _lengths(rounds, dense, retrain, retrain_total, budget, weights, rewind_to)
+
+    snapshot = (("rewind", rewind_to),) if weights == "rewind" else ()
+    plan = [Phase("dense", dense, schedule, snapshot=snapshot, keep=keep, patience=patience)]
+    for j, (sparsity, length) in enumerate(zip(asked, lengths, strict=True), start=1):
+        controlled = control != "none" and j == rounds
+        plan.append(
+            Phase(
+                f"round-{j:02d}",
+                length,
+                retrain_schedule,
+                sparsity=sparsity,
+                weights="random" if controlled else weights,
+                shuffle=SHUFFLES[control] if controlled else None,
+                keep=keep,
+                patience=patience,
+            )
+        )
+    return plan
+
+
+def _asked(rounds: int, target: float | None, rate: float | None, spacing: str) -> list[float]:
+    """Sparsity after every round, of the original weights."""
+    if rounds < 1:
+        raise ValueError(f"sparsity.rounds={rounds}: must be at least 1; or choose protocol=dense")
+    if (target is None) == (rate is None):
+        both = f"sparsity.target={_yaml(target)} sparsity.rate={_yaml(rate)}"
+        raise ValueError(f"{both}: exactly one must be given; set the other to null")
+    if rate is not None:
+        if not 0.0 < rate < 1.0:
+            raise ValueError(f"sparsity.rate={rate}: must lie in (0, 1)")
+        if spacing != "geometric":
+            raise ValueError(f"sparsity.spacing={spacing}: must be geometric with sparsity.rate")
+        return [1.0 - (1.0 - rate) ** j for j in range(1, rounds + 1)]
+    if not 0.0 <= target < 1.0:
+        raise ValueError(f"sparsity.target={target}: must lie in [0, 1)")
+    ramp = geometric if spacing == "geometric" else linear
+    return [ramp(j / rounds, target=target) for j in range(1, rounds + 1)]
+
+
+def _lengths(
+    rounds: int,
+    dense: str,
+    retrain: str | None,
+    retrain_total: str | None,
+    budget: str | None,
+    weights: str,
+    rewind_to: str,
+) -> list[str]:
+    """Length of every round."""
+    options = {"retrain": retrain, "retrain_total": retrain_total, "budget": budget}
+    given = {f"protocol.{key}": value for key, value in options.items() if value is not None}
+    if len(given) > 1:
+        listed = " ".join(f"{key}={value}" for key, value in given.items())
+        raise ValueError(f"{listed}: at most one must be given; set the others to null")
+    for key, value in given.items():
+        _check_length(key, value)
+    if not given and weights == "keep":
+        keys = "protocol.retrain, protocol.retrain_total and protocol.budget"
+        raise ValueError(
+            f"protocol.retrain=null: exactly one of {keys} must be given with protocol.weights=keep"
+        )
+    if not given:
+        return [_difference("protocol.dense", dense, "protocol.rewind_to", rewind_to)] * rounds
+    if retrain is not None:
+        return [retrain] * rounds
+    if retrain_total is not None:
+        return _split("protocol.retrain_total", retrain_total, rounds, retrain_total)
+    return _split(
+        "protocol.budget", budget, rounds, _difference("protocol.budget", budget, "protocol.dense", dense)
+    )
+
+
+def _split(key: str, text: str, rounds: int, total: str) -> list[str]:
+    """Whole equal parts of `total`, the last with the remainder; `key=text` is what the user typed."""
+    number, unit = _parts(total)
+    part = number // rounds
+    if part == 0.0 and number > 0.0:
+        raise ValueError(
+            f"{key}={text}: must leave at least 1{unit} for each of the {rounds} rounds, but {total} is left "
+            "for all of them; lengthen it, lower sparsity.rounds, or give all lengths in steps (it)"
+        )
+    return [_length(part, unit)] * (rounds - 1) + [_length(number - part * (rounds - 1), unit)]
+
+
+def _difference(key: str, text: str, less_key: str, less: str) -> str:
+    """Length `text` less length `less`, of one unit."""
+    (number, unit), (less_number, less_unit) = _parts(text), _parts(less)
+    if less_number == 0.0:
+        return text
+    if unit != less_unit:
+        raise ValueError(f"{key}={text}: must have the unit of {less_key}={less}, since one is subtracted")
+    if less_number > number:
+        raise ValueError(f"{key}={text}: must be at least as long as {less_key}={less}")
+    return _length(number - less_number, unit)
+
+
+def _check_rewind(weights: str, rewind_to: str, dense: str) -> None:
+    """The rewinding point must have a use, and lie in dense training where both have the same unit."""
+    _check_length("protocol.rewind_to", rewind_to)
+    (number, unit), (dense_number, dense_unit) = _parts(rewind_to), _parts(dense)
+    if weights != "rewind":
+        if number != 0.0:
+            raise ValueError(f"protocol.rewind_to={rewind_to}: must be 0it unless protocol.weights=rewind")
+    elif dense_number == 0.0 or (unit == dense_unit and number >= dense_number):
+        rule = (
+            f"must be shorter than protocol.dense={dense}; to go on from its end choose protocol.weights=keep"
+        )
+        raise ValueError(f"protocol.rewind_to={rewind_to}: {rule}")
+
+
+def _check_common(dense: str, keep: str, patience: str | None) -> None:
+    """Options of every protocol."""
+    _check_length("protocol.dense", dense)
+    _check_choice("protocol.keep", keep, Keep)
+    if patience is not None:
+        _check_length("protocol.patience", patience)
+        if _parts(patience)[0] == 0.0:
+            raise ValueError(f"protocol.patience={patience}: must be longer than 0; null for no early end")
+
+
+def _check_choice(key: str, value: str, choices: Any) -> None:
+    """`choices` is a Literal type."""
+    if value not in get_args(choices):
+        raise ValueError(f"{key}={value}: must be one of {', '.join(get_args(choices))}")
+
+
+def _check_length(key: str, text: str) -> None:
+    """Raise ValueError that names the key, unless the text is a length."""
+    try:
+        parse_length(text, 1)
+    except ValueError as error:
+        rule = str(error).partition(": ")[2]
+        raise ValueError(f"{key}={text}: {rule}") from None
+
+
+def _parts(text: str) -> tuple[float, str]:
+    """Number and unit of a checked length."""
+    text = text.strip()
+    return float(text[:-2]), text[-2:]
+
+
+def _length(number: float, unit: str) -> str:
+    number = round(number, 6)  # 2.3 - 0.1 epochs is 2.2 epochs
+    return f"{int(number) if number.is_integer() else number}{unit}"
+
+
+def _yaml(value: float | None) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,430 @@
+"""Everything a run leaves on disk, and how it goes on after an interruption."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from prunebench.core import checkpoint, parallel
+from prunebench.core.method import Method
+from prunebench.core.phase import Phase, parse_length
+from prunebench.core.run import Run
+from prunebench.metrics.evaluation import evaluate
+from prunebench.result import assemble, round_row
+from prunebench.store import PrefixStore
+
+SHOW_EVERY = 0.25  # seconds between two looks at the loss for the display
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; a checkpoint has been written."""
+
+    def __init__(self, signal: int):
+        super().__init__(f"signal {signal}")
+        self.signal = signal
+
+
+class Diverged(RuntimeError):
+    """The training loss is not finite; the message names phase and step, and the last good checkpoint."""
+
+
+class Losses:
+    """Training losses of the epoch, kept on the device; read without making the device wait until they are due."""
+
+    def __init__(self, size: int, device: torch.device):
+        self.values = torch.zeros(size, device=device)
+        self.count = 0
+        pinned = device.type == "cuda"
+        self._host = torch.zeros((), pin_memory=pinned) if pinned else None
+        self._copied: Any = None
+
+    def add(self, loss: Tensor) -> None:
+        """Append one loss (0-dim tensor on the device)."""
+        self.values[self.count] = loss
+        self.count += 1
+
+    def peek(self) -> float | None:
+        """A recent loss; on CUDA the one copied at the last call, if that copy has arrived."""
+        if not self.count:
+            return None
+        if self._host is None:
+            return float(self.values[self.count - 1])
+        seen = float(self._host) if self._copied is not None and self._copied.query() else None
+        if self._copied is None or seen is not None:
+            self._host.copy_(self.values[self.count - 1], non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return seen
+
+    def read(self) -> list[float]:
+        """All losses since the last `clear`; waits for the device."""
+        return self.values[: self.count].tolist()
+
+    def load(self, values: Sequence[float]) -> None:
+        """Put back what `read` gave."""
+        self.count = len(values)
+        self.values[: self.count] = torch.tensor(values)
+
+    def clear(self) -> None:
+        """Start anew."""
+        self.count = 0
+
+
+class Recorder:
+    """Writes rows, checkpoints and the result of one run, and resumes it.
+
+    Only the first of several processes (torchrun) writes; all of them measure.
+
+    Args:
+      directory: holds everything; made if missing.
+      plan: the phases.
+      identity: what result.json says of the run: id, method, model, dataset, seed, ...
+      macs: prunable name -> MACs per image.
+      display: what the user sees.
+      store: shared prefixes, or None.
+      export: called with the run at the end; writes the final weights.
+      eval_every: validation accuracy is measured this often, "1ep" or "500it".
+      checkpoint_every: a checkpoint is written this often, and at phase ends.
+      checkpoint_seconds: and when this long has passed since the last one.
+      asked_to_stop: the number of a signal that has come in, or 0.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        plan: Sequence[Phase],
+        identity: Mapping[str, Any],
+        macs: Mapping[str, int],
+        display: Any,
+        store: PrefixStore | None,
+        export: Callable[[Run, Method], None],
+        eval_every: str,
+        checkpoint_every: str,
+        checkpoint_seconds: float,
+        asked_to_stop: Callable[[], int],
+    ):
+        self.directory, self.plan, self.identity, self.macs = directory, plan, identity, macs
+        self.display, self.store, self.export, self.asked_to_stop = display, store, export, asked_to_stop
+        self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
+        self.checkpoint_seconds = checkpoint_seconds
+        self.rounds: list[dict[str, Any]] = []
+        self.samples: list[int] = []  # training images of each phase so far
+        self.shared: list[dict[str, str]] = []  # the prefix that was not trained here
+        self.pruned_test: dict[str, float] | None = None
+        self.seconds = 0.0  # of this phase, before this process took it up
+        self.started = time.monotonic()
+        self._file: BinaryIO | None = None
+        self._saved_at, self._saved_total = time.monotonic(), 0
+        self._shown_at, self._rate = 0.0, (time.monotonic(), 0)
+        self._top1: float | None = None
+
+    # Starting and resuming
+
+    def begin(self, run: Run, method: Method, make_optimizer: Callable) -> None:
+        """Load the checkpoint of this directory, else the longest shared prefix, else start afresh.
+
+        Raises:
+          CheckpointError: if the checkpoint cannot be used.
+        """
+        spe = run.data.steps_per_epoch
+        self._eval_steps = max(1, parse_length(self.eval_every, spe))
+        self._checkpoint_steps = max(1, parse_length(self.checkpoint_every, spe))
+        self._losses = Losses(spe, run.device)
+        self._make_optimizer = make_optimizer
+        rows = self.directory / "metrics.jsonl"
+        if run.rank == 0:
+            self._file = open(rows, "ab")  # noqa: SIM115 (open for the life of the run)
+        path = self.directory / "checkpoint.pt"
+        if path.exists():
+            extra = self._load(path, run, method)
+            if run.rank == 0:
+                if rows.stat().st_size < extra["rows"]:
+                    raise checkpoint.CheckpointError(
+                        f"{rows}: is shorter than when {path} was written; delete {self.directory} to start over"
+                    )
+                self._file.truncate(extra["rows"])
+                self._file.seek(0, os.SEEK_END)
+            where = f"phase {self.plan[run.clock.phase].name}" if run.clock.phase < len(self.plan) else "the end"
+            self.display.event(f"resumed at {where}, step {run.clock.step} of it ({run.clock.total} in all)")
+        elif run.rank == 0:
+            self._file.truncate(0)
+        if run.clock.step == 0:
+            self._look_into_store(run, method)
+        elif self.store is not None:
+            self.store.longest(run.clock.phase)  # takes the lock of the prefix that this run is in the middle of
+        if run.clock.step:
+            self._show_phase(run, self.plan[run.clock.phase])
+
+    def _load(self, path: Path, run: Run, method: Method) -> dict[str, Any]:
+        content = checkpoint.load(path)
+        checkpoint.restore(content, path=path, run=run, method=method, make_optimizer=self._make_optimizer)
+        extra = content["extra"]
+        self.rounds, self.samples, self.seconds = extra["rounds"], extra["samples"], extra["seconds"]
+        self.pruned_test, self._top1 = extra["pruned_test"], extra["top1"]
+        self._losses.load(extra["losses"])
+        self.shared = list(extra["shared"])
+        self.started, self._saved_total = time.monotonic(), run.clock.total
+        return extra
+
+    def _look_into_store(self, run: Run, method: Method) -> None:
+        """Take over the longest stored prefix beyond the clock, if there is one; else train it, holding its lock."""
+        if self.store is None or run.clock.phase >= len(self.plan):
+            return
+        found = self.store.longest(run.clock.phase)
+        if found is None:
+            return
+        index, folder = found
+        self._load(folder / "checkpoint.pt", run, method)
+        self._file.seek(0)
+        self._file.truncate(0)
+        self._file.write((folder / "metrics.jsonl").read_bytes())
+        self.shared = [{"phase": self.plan[index].name, "key": folder.name}]
+        self.display.event(f"{self.plan[index].name}: taken from the shared store ({folder.name}), not trained again")
+        self._save(run, method)
+        self._look_into_store(run, method)
+
+    # What the loop tells
+
+    def pruned(self, run: Run, method: Method, phase: Phase) -> None:
+        """Measure the test accuracy right after pruning, before anything is restored or trained."""
+        self.started, self.seconds = time.monotonic(), 0.0
+        self.pruned_test = evaluate(run, method, "test")
+        self._row(run, phase, "prune", split="test", when="pruned", asked=phase.sparsity, **self.pruned_test)
+        self.display.event(
+            f"{phase.name}: pruned to {run.masks.sparsity:.2%}, {run.masks.kept:,} of {run.masks.total:,} weights kept, "
+            f"top-1 {self.pruned_test['top1']:.2%}"
+        )
+
+    def entered(self, run: Run, method: Method, phase: Phase) -> None:
+        """Begin the phase's clock and show it."""
+        if phase.sparsity is None:
+            self.started, self.seconds, self.pruned_test = time.monotonic(), 0.0, None
+        self._losses.clear()
+        self._top1 = None
+        self._show_phase(run, phase)
+
+    def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
+        """Rows at epoch ends, validation, display, checkpoints, signals: each when due, otherwise no wait."""
+        self._losses.add(loss)
+        clock, now, top1 = run.clock, time.monotonic(), None
+        last = clock.step == clock.steps
+        if now - self._shown_at > SHOW_EVERY:
+            self._show(run, phase, now)
+        if clock.step % run.data.steps_per_epoch == 0 or last:
+            self._epoch_row(run, phase)
+        if run.data.sizes.get("valid") and (clock.step % self._eval_steps == 0 or last):
+            measured = evaluate(run, method, "valid")
+            top1 = self._top1 = measured["top1"]
+            self._row(run, phase, "eval", split="valid", when="epoch", **measured)
+        return top1
+
+    def settled(self, run: Run, method: Method, phase: Phase) -> None:
+        """Stop if a signal asked for it, after a checkpoint; else write one when it is due."""
+        clock = run.clock
+        if clock.step == clock.steps or clock.stop_phase:
+            return  # the phase's end writes one, and looks for signals
+        if run.world == 1:
+            stop = bool(self.asked_to_stop())
+        else:  # the processes have to agree, which costs a message
+            epoch_end = clock.step % run.data.steps_per_epoch == 0
+            stop = epoch_end and parallel.any_rank(bool(self.asked_to_stop()), run.device, run.world)
+        late = time.monotonic() - self._saved_at > self.checkpoint_seconds
+        if stop or late or clock.total % self._checkpoint_steps == 0:
+            self._judge_losses(run, phase)
+            self._save(run, method)
+        if stop:
+            raise Interrupted(self.asked_to_stop())
+
+    def phase_end(self, run: Run, method: Method, phase: Phase) -> None:
+        """Measure the test accuracy and add the phase's row to the table of rounds."""
+        test = evaluate(run, method, "test")
+        valid = evaluate(run, method, "valid") if run.data.sizes.get("valid") else None
+        self.samples.append(_images_seen(run))
+        row = round_row(
+            run,
+            method,
+            phase,
+            self.macs,
+            test=test,
+            valid=valid,
+            pruned=self.pruned_test,
+            dense=self._dense(),
+            seconds=self._phase_seconds(),
+        )
+        self.rounds.append(row)
+        self._row(run, phase, "eval", split="test", when="end", **test)
+        self._row(run, phase, "phase", round=row)
+        self.display.phase_end(row)
+
+    def between(self, run: Run, method: Method) -> None:
+        """Checkpoint at a phase's end, and give or take a shared prefix."""
+        self._losses.clear()
+        self.seconds, self.started, self._top1 = 0.0, time.monotonic(), None
+        self._save(run, method)
+        if self.store is not None:
+            ended = run.clock.phase - 1
+            if ended in self.store.keys:
+                self._file.flush()
+                rows = (self.directory / "metrics.jsonl").read_bytes()
+                source = self.directory / "checkpoint.pt"
+                self.store.put(ended, rows, lambda path: _copy(source, path))
+            self._look_into_store(run, method)
+        if run.clock.phase < len(self.plan) and parallel.any_rank(
+            bool(self.asked_to_stop()), run.device, run.world
+        ):
+            raise Interrupted(self.asked_to_stop())
+
+    def finish(self, run: Run, method: Method) -> None:
+        """Write the final weights and, last of all, result.json."""
+        if type(method).finish is not Method.finish:
+            measured = evaluate(run, method, "test")
+            valid = evaluate(run, method, "valid") if run.data.sizes.get("valid") else None
+            final = round_row(
+                run,
+                method,
+                self.plan[-1],
+                self.macs,
+                test=measured,
+                valid=valid,
+                pruned=None,
+                dense=self._dense(),
+                seconds=0.0,
+            )
+            self.rounds.append(final | {"phase": "final", "epochs": 0.0, "steps": 0})
+        if run.rank == 0:
+            self._file.flush()
+            self.export(run, method)
+            result = assemble(run, self)
+            text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+            checkpoint.write_atomically(self.directory / "result.json", lambda f: f.write(text.encode()))
+            self.display.finish(result, str(self.directory))
+        parallel.wait_for_all(run.world)
+
+    def close(self) -> None:
+        """Close the rows' file and let go of the store's lock."""
+        if self._file is not None:
+            self._file.close()
+        if self.store is not None:
+            self.store.release()
+
+    # Parts of the above
+
+    def _dense(self) -> dict[str, float] | None:
+        """Test metrics of the dense control: the end of the last phase before the first pruning event."""
+        dense = [r for r in self.rounds if r["cycle"] == 0]
+        return dense[-1]["test"] if dense else None
+
+    def _phase_seconds(self) -> float:
+        return self.seconds + time.monotonic() - self.started
+
+    def _epoch_row(self, run: Run, phase: Phase) -> None:
+        losses = self._judge_losses(run, phase)
+        if losses:
+            lr = run.optimizer.param_groups[0]["lr"]
+            self._row(run, phase, "train", loss=math.fsum(losses) / len(losses), lr=float(lr))
+        self._losses.clear()
+
+    def _judge_losses(self, run: Run, phase: Phase) -> list[float]:
+        """The losses since the last row; every process must find all of them finite."""
+        losses = self._losses.read()
+        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is None:
+            return losses
+        step = run.clock.step - len(losses) + bad + 1
+        kept = (
+            f"the checkpoint of step {self._saved_total} is kept"
+            if (self.directory / "checkpoint.pt").exists()
+            else "no checkpoint had been written"
+        )
+        raise Diverged(
+            f"training diverged: the loss is {losses[bad]} in phase {phase.name}, step {step} of {run.clock.steps} "
+            f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower optimizer.lr "
+            f"(now {run.optimizer.param_groups[0]['initial_lr']:g})"
+        )
+
+    def _show(self, run: Run, phase: Phase, now: float) -> None:
+        self._shown_at = now
+        loss, clock = self._losses.peek(), run.clock
+        if loss is not None and not math.isfinite(loss):
+            self._judge_losses(run, phase)
+        since, total = self._rate
+        speed = (clock.total - total) * run.data.batch_size / max(now - since, 1e-9)
+        self._rate = (now, clock.total)
+        lr = run.optimizer.param_groups[0]["lr"]
+        self.display.update(
+            clock.step,
+            epoch=clock.step / run.data.steps_per_epoch,
+            loss=loss,
+            top1=self._top1,
+            lr=float(lr) if not isinstance(lr, Tensor) else float("nan"),
+            images_per_second=speed,
+        )
+
+    def _show_phase(self, run: Run, phase: Phase) -> None:
+        lengths = [run.clock.steps if p is phase else self._length(p, run) for p in self.plan]
+        self._rate = (time.monotonic(), run.clock.total)
+        self.display.start(
+            phase.name,
+            run.clock.phase,
+            len(self.plan),
+            run.clock.steps,
+            run.clock.step,
+            sum(lengths),
+            run.clock.total,
+        )
+
+    def _length(self, phase: Phase, run: Run) -> int:
+        return 0 if callable(phase.length) else phase.steps(run)
+
+    def _row(self, run: Run, phase: Phase, kind: str, **values: Any) -> None:
+        if self._file is None:
+            return
+        clock = run.clock
+        row = {
+            "kind": kind,
+            "phase": phase.name,
+            "cycle": clock.cycle,
+            "step": clock.step,
+            "total": clock.total,
+            "epoch": round(clock.step / run.data.steps_per_epoch, 6),
+            "sparsity": run.masks.sparsity,
+            **values,
+        }
+        self._file.write(json.dumps(row).encode() + b"\n")
+
+    def _save(self, run: Run, method: Method) -> None:
+        """Write a checkpoint; the rows it counts on are on the disk before it is."""
+        self._saved_at = time.monotonic()
+        if self._file is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        extra = {
+            "rows": self._file.tell(),
+            "rounds": self.rounds,
+            "samples": self.samples,
+            "seconds": self._phase_seconds(),
+            "pruned_test": self.pruned_test,
+            "top1": self._top1,
+            "losses": self._losses.read(),
+            "shared": self.shared,
+        }
+        checkpoint.save(self.directory / "checkpoint.pt", run=run, method=method, extra=extra)
+        self._saved_total = run.clock.total
+
+
+def _images_seen(run: Run) -> int:
+    """Training images of the phase that ends now; the last batch of an epoch may be smaller."""
+    epochs, rest = divmod(run.clock.step, run.data.steps_per_epoch)
+    return epochs * run.data.sizes["train"] + rest * run.data.batch_size
+
+
+def _copy(source: Path, path: Path) -> None:
+    checkpoint.write_atomically(path, lambda file: file.write(source.read_bytes()))

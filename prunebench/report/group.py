@@ -1,0 +1,222 @@
+"""Select runs, name what distinguishes them, and average over seeds."""
+
+import difflib
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from prunebench.report.read import Run
+
+METRICS = ("top1", "top5", "loss")
+
+# Settings that are named beside the method where runs of the same method differ in them.
+SETTINGS = (
+    "criterion",
+    "protocol",
+    "schedule",
+    "retrain",
+    "sparsity.allocation",
+    "sparsity.granularity",
+)
+
+# Overrides that a row of the table shows already, or that are averaged over.
+SHOWN = {"method", "companion", "model", "dataset", "seed", "sparsity.target", *SETTINGS}
+
+
+def check_metric(metric: str) -> None:
+    """Raises ValueError, naming the close ones, unless `metric` is one of `METRICS`."""
+    if metric not in METRICS:
+        raise ValueError(f"--metric {metric}: no such metric{_close(metric, METRICS)}")
+
+
+def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
+    """The runs that meet every condition "key=value" or "key=value,value".
+
+    Raises:
+      ValueError: if a condition has no "=", its key is in no run, or no run has its value.
+    """
+    left = list(runs)
+    for condition in conditions:
+        key, equals, values = condition.partition("=")
+        if not equals:
+            raise ValueError(f"--where {condition}: must be key=value (directories stand before --where)")
+        known = sorted({name for run in runs for name in _fields(run)})
+        if key not in known:
+            raise ValueError(f"--where {condition}: no run has {key!r}{_close(key, known)}")
+        wanted = values.split(",")
+        met = [run for run in left if any(_equal(_fields(run).get(key), value) for value in wanted)]
+        if left and not met:
+            there = sorted({str(_fields(run).get(key)) for run in left})
+            raise ValueError(f"--where {condition}: no run has this value{_close(values, there)}")
+        left = met
+    return left
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """For every run its method with companions, and the settings in which runs of that method differ.
+
+    Where runs would still look alike and share a seed, they are no repetitions: the overrides in which they
+    differ join the name.
+    """
+    names = ["+".join(filter(None, (run.identity["method"], run.identity.get("companion")))) for run in runs]
+    names = _extended(
+        runs, names, lambda members: [{k: r.identity.get(k) for k in SETTINGS} for r in members]
+    )
+    alike = {names[i] for i in _repeated_seeds(runs, names)}
+    apart = _extended(runs, names, _typed)
+    return [long if name in alike else name for name, long in zip(names, apart)]
+
+
+def repeated(runs: Sequence[Run], names: Sequence[str]) -> int:
+    """Runs that share name, model, data set, target, status and seed with an earlier one."""
+    return len(_repeated_seeds(runs, names))
+
+
+def summarise(runs: Sequence[Run], names: Sequence[str], metric: str, *, rounds: bool = False) -> list[dict]:
+    """One row per method, model, data set and final sparsity asked; with `rounds` one per round as well.
+
+    Finished runs are averaged with finished ones. Partial runs have rows of their own, at the last round they
+    finished, because they have not reached the sparsity asked; with `rounds`, their rounds count like any
+    other.
+
+    Returns:
+      rows with "method", "model", "dataset", "target", "asked" (fractions), "phase", "n" and the means
+      "sparsity", "value" (the metric after retraining), "pruned" (the metric right after pruning), "change"
+      (to the run's own dense control), "params", "compression", "macs", "speedup", "seconds" (of all phases
+      so far); "std" and "change_std" are sample standard deviations, None for n = 1; "partial" counts partial
+      runs.
+    """
+    groups: dict[tuple, list[tuple[Run, int]]] = defaultdict(list)
+    for run, name in zip(runs, names):
+        places = range(len(run.rounds)) if rounds else range(len(run.rounds))[-1:]
+        for place in places:
+            row = run.rounds[place]
+            identity, kind = run.identity, (row.get("cycle", 0), "") if rounds else (0, run.status)
+            key = (identity["model"], identity["dataset"], name, _near(run.target), *kind)
+            groups[*key, _near(row["asked"])].append((run, place))
+    ordered = sorted(groups.items(), key=lambda item: tuple(map(_sortable, item[0])))
+    return [_row(key, members, metric) for key, members in ordered]
+
+
+def mean_std(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (divisor n - 1) of the known values; None where undefined."""
+    known = [value for value in values if value is not None]
+    mean = statistics.fmean(known) if known else None
+    return mean, statistics.stdev(known) if len(known) > 1 else None
+
+
+def control(runs: Iterable[Run], metric: str) -> tuple[float | None, float | None, int]:
+    """Mean, sample standard deviation and number of the dense controls, one per seed.
+
+    Runs of one seed share their dense control or differ in its training; they enter as their mean, so that
+    five sparsities over one dense network do not count as five networks.
+    """
+    by_seed: dict[Any, list[float]] = defaultdict(list)
+    for run in runs:
+        value = (run.dense or {}).get(metric)
+        if value is not None:
+            by_seed[run.identity["seed"]].append(value)
+    means = [statistics.fmean(values) for values in by_seed.values()]
+    return *mean_std(means), len(means)
+
+
+def change(run: Run, place: int, metric: str) -> float | None:
+    """Metric after retraining minus that of the run's own dense control."""
+    row = run.rounds[place]
+    value, control = row["test"].get(metric), (run.dense or {}).get(metric)
+    if value is not None and control is not None:
+        return value - control
+    return row.get("delta") if metric == "top1" else None
+
+
+def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
+    model, dataset, name, target, *_, asked = key
+    rows = [run.rounds[place] for run, place in members]
+    value, std = mean_std(row["test"].get(metric) for row in rows)
+    delta, delta_std = mean_std(change(run, place, metric) for run, place in members)
+    out = {
+        "method": name,
+        "model": model,
+        "dataset": dataset,
+        "target": target,
+        "asked": asked,
+        "n": len(rows),
+    }
+    out |= {"value": value, "std": std, "change": delta, "change_std": delta_std}
+    out["pruned"] = mean_std((row.get("pruned") or {}).get(metric) for row in rows)[0]
+    for field in ("sparsity", "compression", "speedup", "params", "macs"):
+        out[field] = mean_std(row.get(field) for row in rows)[0]
+    out["seconds"] = mean_std(sum(r.get("seconds", 0) for r in run.rounds[: i + 1]) for run, i in members)[0]
+    out["partial"] = sum(run.status == "partial" for run, _ in members) or None
+    return out
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    return {**run.identity, "status": run.status}
+
+
+def _equal(value: Any, text: str) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return str(value).lower() == text.lower()
+
+
+def _extended(
+    runs: Sequence[Run], names: list[str], describe: Callable[[list[Run]], list[dict]]
+) -> list[str]:
+    """Names with " key=value" added for every described key in which the runs of one name differ."""
+    out = list(names)
+    for name in set(names):
+        places = [i for i, other in enumerate(names) if other == name]
+        described = describe([runs[i] for i in places])
+        keys = list(dict.fromkeys(key for entry in described for key in entry))
+        differ = [k for k in keys if len({str(e[k]) for e in described if e.get(k) is not None}) > 1]
+        for i, entry in zip(places, described):
+            parts = [f"{key.rpartition('.')[2]}={entry[key]}" for key in differ if entry.get(key) is not None]
+            out[i] = " ".join([name, *parts])
+    return out
+
+
+def _typed(members: list[Run]) -> list[dict]:
+    """The overrides of each run that no column shows; what only other runs typed is "default"."""
+    typed = [{k: v for k, v in run.overrides.items() if k not in SHOWN} for run in members]
+    keys = list(dict.fromkeys(key for entry in typed for key in entry))
+    return [{key: entry.get(key, "default") for key in keys} for entry in typed]
+
+
+def _repeated_seeds(runs: Sequence[Run], names: Sequence[str]) -> list[int]:
+    seen, out = set(), []
+    for i, (run, name) in enumerate(zip(runs, names)):
+        if run.rounds:
+            identity = run.identity
+            key = (
+                name,
+                identity["model"],
+                identity["dataset"],
+                _near(run.target),
+                identity["seed"],
+                run.status,
+            )
+            out += [i] if key in seen else []
+            seen.add(key)
+    return out
+
+
+def _near(share: float | None) -> float | None:
+    """A sparsity as a key: equal to about 1e-9."""
+    return None if share is None else round(share, 9)
+
+
+def _sortable(value: Any) -> tuple:
+    return (value is not None, value if value is not None else 0)
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    shown = known if len(known) <= 12 else [*known[:12], "..."]
+    return f"{hint} (there are: {', '.join(shown)})"

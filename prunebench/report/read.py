@@ -1,0 +1,196 @@
+"""Load runs from what is on disk; files only, no torch.
+
+A finished run has `result.json`. An unfinished one is rebuilt from `identity.json` (who it is) and the rows
+of kind "phase" in `metrics.jsonl` (what it finished), and is marked partial.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+VERSION = 1
+FILES = ("result.json", "identity.json", "metrics.jsonl")  # any of them makes a directory a run
+REQUIRED = ("method", "model", "dataset", "seed")
+REQUIRED_IN_ROUND = ("asked", "sparsity", "test", "compression", "speedup")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as reports see it.
+
+    Attributes:
+      directory: where it was found.
+      status: "partial" if it has not finished its plan.
+      identity: flat scalars that say which run it is: "method", "companion" (joined by +), "model",
+        "dataset", "seed", "criterion", "sparsity.target", ... Missing keys are unknown.
+      dense: metrics of the dense control (fractions), or None when the run has none.
+      rounds: rows of result.json, in order; at least one if done.
+      overrides: what the user typed, as key -> value.
+      totals: flat numbers of the whole run, "cost.steps", "time.seconds", ...
+    """
+
+    directory: Path
+    status: Literal["done", "partial"]
+    identity: dict[str, Any]
+    dense: dict[str, float] | None
+    rounds: list[dict]
+    overrides: dict[str, str]
+    totals: dict[str, Any]
+
+    @property
+    def target(self) -> float:
+        """Sparsity asked at the end of the plan, a fraction."""
+        planned = self.identity.get("sparsity.target")
+        if self.status == "partial" and planned is not None:
+            return planned
+        return self.rounds[-1]["asked"]
+
+
+@dataclass
+class Found:
+    """What lies under the directories: usable runs, and those left out with the reason."""
+
+    runs: list[Run] = field(default_factory=list)
+    broken: list[tuple[Path, str]] = field(default_factory=list)
+    other_version: list[Path] = field(default_factory=list)
+
+
+def load(directories: Sequence[str]) -> Found:
+    """All runs under the directories, each once, in order of their paths.
+
+    Raises:
+      ValueError: if a directory does not exist.
+    """
+    found, seen = Found(), set()
+    for directory in directories:
+        if not os.path.isdir(directory):
+            what = "is not a directory" if os.path.exists(directory) else "no such directory"
+            raise ValueError(f"{directory}: {what}")
+        for path in run_directories(directory):
+            real = path.resolve()
+            if real in seen:
+                continue
+            seen.add(real)
+            try:
+                run = read_run(path)
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                found.broken.append((path, _reason(error)))
+                continue
+            if run is None:
+                found.other_version.append(path)
+            else:
+                found.runs.append(run)
+    return found
+
+
+def run_directories(directory: str) -> Iterator[Path]:
+    """Directories with a run's files, at any depth, not inside a run or a hidden folder (such as .shared)."""
+    for path, folders, files in os.walk(directory):
+        if any(name in files for name in FILES):
+            folders.clear()
+            yield Path(path)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def read_run(directory: Path) -> Run | None:
+    """The run in a directory, or None if another version of the format wrote it.
+
+    Raises:
+      ValueError, KeyError, TypeError, OSError: if its files are incomplete or damaged.
+    """
+    done = (directory / "result.json").exists()
+    source = "result.json" if done else "identity.json"
+    if not (directory / source).exists():
+        raise ValueError("neither result.json nor identity.json")
+    content = _json(directory / source)
+    if content.get("version", VERSION) != VERSION:
+        return None
+    missing = [key for key in REQUIRED if key not in content]
+    if missing:
+        raise ValueError(f"{source}: no {', '.join(missing)}")
+    rounds = content["rounds"] if done else _finished_rounds(directory / "metrics.jsonl")
+    if done and not rounds:
+        raise ValueError(f"{source}: no rounds")
+    for row in rounds:
+        missing = [key for key in REQUIRED_IN_ROUND if key not in row]
+        if missing:
+            raise ValueError(f"a round without {', '.join(missing)}")
+    return Run(
+        directory=directory,
+        status="done" if done else "partial",
+        identity=_identity(content),
+        dense=content.get("dense") if done else _dense_of(rounds),
+        rounds=rounds,
+        overrides=_overrides(directory / "overrides.json"),
+        totals=flat({key: content[key] for key in ("cost", "time") if key in content}),
+    )
+
+
+def flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Scalars of nested mappings under dotted keys; lists of scalars joined by "+", other lists left out."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            out[prefix + key] = value
+        elif not any(isinstance(entry, (list, Mapping)) for entry in value):
+            out[prefix + key] = "+".join(map(str, value))
+    return out
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(content, dict):
+        raise TypeError(f"{path.name}: must hold an object")
+    return content
+
+
+def _identity(content: Mapping) -> dict[str, Any]:
+    left_out = ("version", "dense", "rounds", "final", "layers", "cost", "shared", "time")
+    return flat({key: value for key, value in content.items() if key not in left_out})
+
+
+def _finished_rounds(path: Path) -> list[dict]:
+    """Rounds from the rows of kind "phase"; of a phase written twice (a resumed run) the later row counts."""
+    rounds: dict[str, dict] = {}
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for place, line in enumerate(lines):
+        if '"round"' not in line:  # spares the parsing of most rows
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if place == len(lines) - 1:  # the run was killed while it wrote this line
+                break
+            raise ValueError(f"{path.name}: line {place + 1}: {error}") from error
+        if row.get("kind") == "phase":
+            rounds[row["phase"]] = row["round"]
+    return list(rounds.values())
+
+
+def _dense_of(rounds: Iterable[Mapping]) -> dict[str, float] | None:
+    """Test metrics of the last round before anything was pruned."""
+    before = [row["test"] for row in rounds if row["sparsity"] == 0]
+    return before[-1] if before else None
+
+
+def _overrides(path: Path) -> dict[str, str]:
+    """Typed overrides as key -> value; empty where the file is missing or of another form."""
+    if not path.exists():
+        return {}
+    typed = json.loads(path.read_text(encoding="utf-8"))
+    pairs = (entry.lstrip("+~").partition("=") for entry in typed if isinstance(entry, str))
+    return {key: value for key, _, value in pairs}
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,132 @@
+"""Write what was read and grouped: terminal table, CSV, Markdown."""
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunebench.report.group import control
+from prunebench.report.read import Found, Run, flat
+from prunebench.report.table import Column, count, markdown, number, percent, points, ratio, seconds, table
+
+TITLES = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
+
+
+def columns(metric: str) -> list[Column]:
+    """Columns of a table of `group.summarise` rows, accuracies in percent."""
+    show, signed = formats(metric)
+    title = TITLES[metric]
+    return [
+        Column("method", "method", text=True),
+        Column("target", "asked", percent, "sparsity"),
+        Column("asked", "round", percent, "sparsity", rank=3),
+        Column("sparsity", "reached", percent, "sparsity", rank=3),
+        Column("n", "n"),
+        Column("pruned", "pruned", show, title, rank=7),
+        Column("value", "mean", show, title),
+        Column("std", "std", show, title, rank=1),
+        Column("change", "mean", signed, "change", rank=2),
+        Column("change_std", "std", show, "change", rank=8),
+        Column("params", "params", count, rank=9),
+        Column("compression", "compr.", ratio, rank=4),
+        Column("macs", "MACs", count, rank=10),
+        Column("speedup", "speed", ratio, rank=5),
+        Column("seconds", "seconds", seconds, rank=11),
+        Column("partial", "partial", rank=1),
+    ]
+
+
+def formats(metric: str) -> tuple[Callable[[float], str], Callable[[float], str]]:
+    """How a value of the metric and a signed difference of two are printed."""
+    return (number, "{:+.4g}".format) if metric == "loss" else (percent, points)
+
+
+def panels(rows: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
+    """The rows by (model, data set)."""
+    out: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        out.setdefault((row["model"], row["dataset"]), []).append(row)
+    return out
+
+
+def heading(model: str, dataset: str, runs: Sequence[Run], metric: str) -> str:
+    """One line for a model on a data set, with its dense control."""
+    show, _ = formats(metric)
+    here = [run for run in runs if (run.identity["model"], run.identity["dataset"]) == (model, dataset)]
+    mean, std, n = control(here, metric)
+    if mean is None:
+        return f"{model} on {dataset} (no dense control)"
+    spread = f", std {show(std)}" if std is not None else ""
+    return f"{model} on {dataset} (dense {TITLES[metric]}: {show(mean)}{spread}, n={n})"
+
+
+def counts(found: Found, runs: Sequence[Run]) -> str:
+    """How many runs there are, and how many were left out and why, in one line."""
+    partial = [run for run in runs if run.status == "partial"]
+    empty = sum(not run.rounds for run in partial)
+    parts = [
+        f"{len(runs)} run{'s' * (len(runs) != 1)}: {len(runs) - len(partial)} done, {len(partial)} partial"
+    ]
+    parts += [f"{empty} of them without a finished phase"] if empty else []
+    parts += [f"{len(found.runs) - len(runs)} not selected"] if len(found.runs) > len(runs) else []
+    parts += [f"{len(found.broken)} broken (left out)"] if found.broken else []
+    parts += [f"{len(found.other_version)} of another version (left out)"] if found.other_version else []
+    return ", ".join(parts)
+
+
+def notes(rows: Sequence[dict], metric: str, alike: int) -> list[str]:
+    """What a reader of the numbers has to know."""
+    unit = "" if metric == "loss" else " in percent, change in points"
+    out = [f"{TITLES[metric]}: test{unit}; std: sample standard deviation over seeds; speed: theoretical"]
+    if any(row["n"] == 1 for row in rows):
+        out.append("std -: one run only")
+    if any(row["partial"] for row in rows):
+        out.append("partial: runs that have not reached the sparsity asked, at their last finished round")
+    if alike:
+        verb = "run repeats" if alike == 1 else "runs repeat"
+        out.append(f"{alike} {verb} a seed of their row: they differ in something that is not shown")
+    return out
+
+
+def text_lines(rows: Sequence[dict], runs: Sequence[Run], metric: str, *, width: int) -> list[str]:
+    """The terminal report: a table per model and data set, none wider than `width`."""
+    lines = []
+    for (model, dataset), members in panels(rows).items():
+        lines += [
+            heading(model, dataset, runs, metric),
+            *table(_columns(members, metric), members, width=width),
+            "",
+        ]
+    return lines
+
+
+def markdown_lines(rows: Sequence[dict], runs: Sequence[Run], metric: str) -> list[str]:
+    """The same as Markdown, with every column."""
+    lines = []
+    for (model, dataset), members in panels(rows).items():
+        lines += [f"**{heading(model, dataset, runs, metric)}**", ""]
+        lines += [*markdown(_columns(members, metric), members), ""]
+    return lines
+
+
+def write_csv(path: Path, runs: Sequence[Run], names: Sequence[str]) -> None:
+    """Everything that is known, unrounded: one row per run and round, fractions as fractions."""
+    rows = [_csv_row(run, name, place) for run, name in zip(runs, names) for place in range(len(run.rounds))]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(keys))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _csv_row(run: Run, name: str, place: int) -> dict[str, Any]:
+    row = {"directory": str(run.directory), "status": run.status, "label": name, **run.identity}
+    known = {key: value for key, value in run.rounds[place].items() if value is not None}
+    row |= {"last": place == len(run.rounds) - 1, **flat(known)}
+    return row | flat({"dense": run.dense or {}}) | {f"run.{key}": value for key, value in run.totals.items()}
+
+
+def _columns(rows: Sequence[dict], metric: str) -> list[Column]:
+    """The columns, that of the sparsity asked in a round only where rounds before the last are shown."""
+    early = any(row["asked"] != row["target"] for row in rows if not row["partial"])
+    return [column for column in columns(metric) if early or column.key != "asked"]

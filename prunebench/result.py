@@ -1,0 +1,104 @@
+"""What result.json says: one row per phase, the layers, the cost, and the identity of the run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunebench.core.checkpoint import write_atomically
+from prunebench.core.method import Method
+from prunebench.core.phase import Phase
+from prunebench.core.run import Run
+from prunebench.metrics.cost import cost
+
+VERSION = 1
+
+
+def round_row(
+    run: Run,
+    method: Method,
+    phase: Phase,
+    macs: Mapping[str, int],
+    *,
+    test: Mapping[str, float],
+    valid: Mapping[str, float] | None,
+    pruned: Mapping[str, float] | None,
+    dense: Mapping[str, float] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """One row of the table of rounds: what was asked, reached and kept, and what accuracy it gave.
+
+    Counts follow ShrinkBench's definitions (arXiv 2003.03033): compression over all parameters, sparsity over the
+    prunable ones, MACs of one image by real output sizes, speed-up theoretical.
+
+    Args:
+      test, valid, pruned: {"top1", "top5", "loss"} after training (test, valid) and right after pruning (test).
+      dense: the dense control's test metrics.
+      seconds: wall time of the phase, evaluation included.
+    """
+    size = cost(run.model, run.masks, macs, tied=run.masks.tied)
+    row = {
+        "phase": phase.name,
+        "cycle": run.clock.cycle,
+        "asked": phase.sparsity if phase.sparsity is not None else 0.0 if run.clock.cycle == 0 else None,
+        "sparsity": run.masks.sparsity,
+        "kept": run.masks.kept,
+        "total": run.masks.total,
+        "params": size["params"],
+        "params_total": size["params_total"],
+        "compression": size["compression"],
+        "macs": size["macs"],
+        "macs_dense": size["macs_dense"],
+        "speedup": size["speedup"],
+        "pruned": None if pruned is None else dict(pruned),
+        "test": dict(test),
+        "valid": None if valid is None else dict(valid),
+        "delta": test["top1"] - (dense or test)["top1"],
+        "epochs": run.clock.step / run.data.steps_per_epoch,
+        "steps": run.clock.step,
+        "seconds": seconds,
+    }
+    channels = getattr(method, "channels", None)
+    if callable(channels) and (counted := channels(run)) is not None:
+        row["channels"], row["channels_total"] = counted
+    return row
+
+
+def assemble(run: Run, recorder: Any) -> dict[str, Any]:
+    """The content of result.json."""
+    rounds, size = recorder.rounds, cost(run.model, run.masks, recorder.macs, tied=run.masks.tied)
+    trained = [r for r in rounds if r["phase"] != "final"]
+    dense = [r for r in rounds if r["cycle"] == 0]
+    return {
+        "version": VERSION,
+        **recorder.identity,
+        "dense": dense[-1]["test"] if dense else None,
+        "rounds": rounds,
+        "final": rounds[-1],
+        "layers": size["layers"],
+        "cost": {
+            "steps": run.clock.total,
+            "samples": sum(recorder.samples),
+            # a training step is counted as three forward passes
+            "train_macs": sum(3 * n * r["macs"] for n, r in zip(recorder.samples, trained)),
+            "train_macs_dense": sum(3 * n * r["macs_dense"] for n, r in zip(recorder.samples, trained)),
+        },
+        "shared": recorder.shared,
+        "time": {"seconds": sum(r["seconds"] for r in rounds)},
+    }
+
+
+def write_final(directory: Path, run: Run, method: Method, *, description: Mapping[str, Any]) -> None:
+    """Final weights and masks as safetensors, and a JSON that says how to build the network they fit.
+
+    `final.safetensors` holds the state dict (parameters and buffers, pruned weights 0), `masks.safetensors` one
+    bool tensor per prunable parameter, True = kept.
+    """
+    from safetensors.torch import save
+
+    weights = {n: t.detach().cpu().contiguous() for n, t in run.model.state_dict().items()}
+    masks = {n: m.cpu().contiguous() for n, m in run.masks.items()}
+    write_atomically(directory / "final.safetensors", lambda f: f.write(save(weights)))
+    write_atomically(directory / "masks.safetensors", lambda f: f.write(save(masks)))
+    text = json.dumps(dict(description), indent=1) + "\n"
+    write_atomically(directory / "final.json", lambda f: f.write(text.encode()))
