@@ -143,7 +143,9 @@ def _run_id_of_root(*, _root_: DictConfig) -> str:
         if key in NOT_IN_ID:
             continue
         node = _root_._get_node(key)
-        content[key] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else _root_[key]
+        content[key] = (
+            OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else _root_[key]
+        )
     return run_id(content)
 
 
@@ -165,20 +167,21 @@ def problems(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         resolved = plain(cfg)
     except OmegaConfBaseException as error:
         return [f"{error.full_key}: {str(error).splitlines()[0]}"]
-    found = [p for key in resolved for p in _walk(resolved[key], key)]
-    return found or list(_unread(cfg, overrides))
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    found = [p for key in resolved for p in _walk(resolved[key], raw[key], key)]
+    return list(dict.fromkeys(found)) or list(_unread(cfg, overrides))
 
 
-def _walk(node: Any, path: str) -> Iterator[str]:
-    if not isinstance(node, dict):
+def _walk(node: Any, raw: Any, path: str) -> Iterator[str]:
+    if not isinstance(node, dict) or not isinstance(raw, dict):
         return
     if "_target_" in node:
-        yield from _check_call(node, path)
+        yield from _check_call(node, raw, path)
     for key, child in node.items():
-        yield from _walk(child, f"{path}.{key}")
+        yield from _walk(child, raw[key], f"{path}.{key}")
 
 
-def _check_call(node: dict[str, Any], path: str) -> Iterator[str]:
+def _check_call(node: dict[str, Any], raw: dict[str, Any], path: str) -> Iterator[str]:
     """Bind a node's keys to the signature of its target."""
     name = node["_target_"]
     if not str(name).startswith(TRUSTED):
@@ -197,7 +200,12 @@ def _check_call(node: dict[str, Any], path: str) -> Iterator[str]:
             options = sorted(set(signature.parameters) - GIVEN_BY_CODE - {"self"})
             yield f"{path}.{key}: no such option of {name.rsplit('.', 1)[-1]}{_suggest(path, key, options)}"
         elif key in hints and not _fits(value, hints[key]):
-            yield f"{path}.{key}={_shown(value)}: must be {_type_name(hints[key])}"
+            source = re.fullmatch(r"\$\{([a-z_][\w.]*)\}", str(raw[key]))
+            number = isinstance(value, int | float) and _fits("", hints[key])
+            hint = f"; a length has its unit: {value}ep (epochs) or {value}it (steps)" if number else ""
+            yield (
+                f"{source[1] if source else f'{path}.{key}'}={_shown(value)}: must be {_type_name(hints[key])}{hint}"
+            )
     for key, parameter in signature.parameters.items():
         wanted = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,

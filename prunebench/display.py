@@ -130,7 +130,7 @@ class Display:
           epoch: the same in passes over the training images.
           loss: training loss; None keeps the last one shown.
           top1: validation accuracy as a fraction; None keeps the last one shown.
-          lr: learning rate.
+          lr: learning rate; NaN where reading it would stall the device, and then it is not shown.
           images_per_second: training speed.
         """
         if self.quiet:
@@ -138,7 +138,13 @@ class Display:
         now = self.now()
         self._step = step
         self.time_left.update(now, self._before + step)
-        new = {"epoch": epoch, "loss": loss, "top1": top1, "lr": lr, "images": images_per_second}
+        new = {
+            "epoch": epoch,
+            "loss": loss,
+            "top1": top1,
+            "lr": None if math.isnan(lr) else lr,
+            "images": images_per_second,
+        }
         self._values.update({name: value for name, value in new.items() if value is not None})
         if self.live:
             if now - self._drawn >= 1 / DRAWS_PER_SECOND:
@@ -225,15 +231,21 @@ class Display:
                 from rich.console import Console
                 from rich.live import Live
 
-                console = Console(file=self.stream, force_terminal=True)
                 self._bars = Live(
-                    console=console, auto_refresh=False, transient=True, get_renderable=self._picture
+                    console=Console(file=self.stream, force_terminal=True),
+                    auto_refresh=False,
+                    transient=True,
+                    get_renderable=self._picture,
+                    # Others' prints and warnings go above the bars, unless they go elsewhere (to a file).
+                    redirect_stdout=self.stream is sys.stdout,
+                    redirect_stderr=sys.stderr.isatty(),
                 )
                 self._bars.start()
             self._bars.refresh()
 
     def _picture(self) -> Any:
         """Two bars (phase, run) and a line of values, as a rich renderable."""
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -256,10 +268,10 @@ class Display:
             bar = ProgressBar(total=max(whole, 1), completed=part)
             bars.add_row(Text(label, style="bold"), bar, where, Text(f"{time_left} left", style="cyan"))
         values = Text("  ").join(Text.assemble((f"{k} ", "dim"), v) for k, v in self._shown_values())
-        outer = Table.grid(expand=True)
-        outer.add_row(bars)
-        outer.add_row(values)
-        return outer
+        values.no_wrap, values.overflow = True, "ellipsis"
+        # The last line must not fill the width: the terminal's own echo of Ctrl-C would wrap, and the bars
+        # could no longer be wiped.
+        return Group(bars, values)
 
 
 def _can_redraw(stream: TextIO) -> bool:

@@ -74,12 +74,12 @@ def run_experiment(
     rank, world = parallel.start(device)
     display.quiet |= bool(trainer["quiet"]) or rank > 0
     threads = set_threads(trainer["threads"], jobs=jobs, world=world)
-    run, method, plan, make_optimizer = assemble(cfg, device=device, instantiate=instantiate, rank=rank, world=world)
+    run, method, plan, make_optimizer = assemble(
+        cfg, device=device, instantiate=instantiate, rank=rank, world=world
+    )
     macs = count_macs(run.model, run.data.shape)
     facts = describe(run, cfg, choices, threads=threads, macs=macs, directory=directory)
-    display.plan(
-        f"{title(choices)}, seed {cfg['seed']}", plan_rows(plan, run, macs, choices), facts
-    )
+    display.plan(f"{title(choices)}, seed {cfg['seed']}", plan_rows(plan, run, macs, choices), facts)
     if cfg["plan"]:
         return "planned"
     make_directory(directory)
@@ -88,7 +88,9 @@ def run_experiment(
         if rank == 0:
             lock.acquire(timeout=0)
     except Timeout:
-        raise Busy(f"{directory}: another process is running this configuration; wait for it or stop it") from None
+        raise Busy(
+            f"{directory}: another process is running this configuration; wait for it or stop it"
+        ) from None
     try:
         if rank == 0:
             write_start(directory, cfg, choices, overrides, identity, device=device, threads=threads)
@@ -131,7 +133,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"trainer.device={name}: must be auto, cpu, cuda or cuda:<number>") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"trainer.device={name}: no CUDA device is available here; use trainer.device=cpu or auto")
+        raise ValueError(
+            f"trainer.device={name}: no CUDA device is available here; use trainer.device=cpu or auto"
+        )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"trainer.device={name}: must be auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and parallel.launched_by_torchrun():
@@ -164,7 +168,10 @@ def precision_of(name: str, device: torch.device) -> torch.dtype | None:
     if name not in ("auto", "fp32", "bf16"):
         raise ValueError(f"trainer.precision={name}: must be one of auto, fp32, bf16")
     if name == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
-        print("warning: trainer.precision=bf16: this CPU has no bf16 units, fp32 is faster here", file=sys.stderr)
+        print(
+            "warning: trainer.precision=bf16: this CPU has no bf16 units, fp32 is faster here",
+            file=sys.stderr,
+        )
     wanted = name == "bf16" or (name == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     return torch.bfloat16 if wanted else None
 
@@ -265,7 +272,9 @@ def wrap(run: Run, trainer: Mapping[str, Any]) -> nn.Module:
     if run.world > 1:
         if trainer["sync_bn"]:
             if run.device.type != "cuda":
-                raise ValueError("trainer.sync_bn=true: needs CUDA; on CPUs BatchNorm uses each process's own part")
+                raise ValueError(
+                    "trainer.sync_bn=true: needs CUDA; on CPUs BatchNorm uses each process's own part"
+                )
             raise_if_changed = nn.SyncBatchNorm.convert_sync_batchnorm(model)
             model = raise_if_changed
         devices = [run.device] if run.device.type == "cuda" else None
@@ -526,8 +535,12 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
     if not (folder / ".git").exists():
         return None
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}

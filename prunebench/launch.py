@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,10 +29,6 @@ FAILURES = "PRUNEBENCH_FAILURES"  # names the file in which the jobs of a sweep 
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message may have several lines, one problem each."""
-
-
-class Stopped(Exception):
-    """A signal ended the run, after a checkpoint."""
 
 
 class Signals:
@@ -47,7 +44,9 @@ class Signals:
         if self.number:
             os._exit(128 + number)
         self.number = number
-        print("\nprune-run: stopping after this step, with a checkpoint; again to quit at once", file=sys.stderr)
+        print(
+            "\nprune-run: stopping after this step, with a checkpoint; again to quit at once", file=sys.stderr
+        )
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -69,20 +68,25 @@ def launch(arguments: Sequence[str]) -> int:
     try:
         check_groups(arguments)
         with failure_file() as failures:
-            application()
+            with suppress(KeyboardInterrupt):  # a signal stopped a job, which has noted it
+                application()
             failed = [json.loads(line) for line in failures.read_text().splitlines()]
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(explain(error), 2)
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         return _fail(*judge(error))
     if not failed:
         return 0
-    if not sweep and len(failed) == 1:
-        return failed[0]["code"]
-    print(f"\nprune-run: {len(failed)} job{'s' if len(failed) > 1 else ''} of the sweep failed:", file=sys.stderr)
+    if not sweep:
+        return _fail(failed[0]["message"], failed[0]["code"])
+    print(
+        f"\nprune-run: {len(failed)} job{'s' if len(failed) > 1 else ''} of the sweep failed:",
+        file=sys.stderr,
+    )
     for job in failed:
         print(f"  {' '.join(job['overrides'])}\n    {job['message']}", file=sys.stderr)
-    return 2 if all(job["code"] == 2 for job in failed) else 1
+    worst = max(job["code"] for job in failed)
+    return worst if worst >= 128 else 2 if all(job["code"] == 2 for job in failed) else 1
 
 
 def application() -> None:
@@ -100,13 +104,15 @@ def job(cfg: DictConfig) -> None:
     try:
         run_job(cfg, settings, overrides)
     except (Exception, KeyboardInterrupt) as error:
+        # Noted rather than raised: Hydra would print it in its own way, and end a sweep with it.
         message, code = judge(error)
-        if not sweep or code >= 128:
-            raise
-        print(f"prune-run: job {settings.job.num} failed: {' '.join(overrides)}\n  {message}", file=sys.stderr)
         line = json.dumps({"overrides": overrides, "message": message, "code": code})
         with open(os.environ[FAILURES], "a") as file:
             file.write(line + "\n")
+        if sweep:
+            print(f"prune-run: job {settings.job.num} failed: {message}", file=sys.stderr)
+        if code >= 128 and multiprocessing.parent_process() is None:
+            raise KeyboardInterrupt from None
 
 
 def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
@@ -176,8 +182,8 @@ def failure_file() -> Iterator[Path]:
 def judge(error: BaseException) -> tuple[str, int]:
     """Message and exit code of a failed run."""
     cause = error
-    while type(cause).__name__ == "InstantiationException" and cause.__cause__ is not None:
-        cause = cause.__cause__
+    while isinstance(cause, InstantiationException) and (cause.__cause__ or cause.__context__) is not None:
+        cause = cause.__cause__ or cause.__context__
     name = type(cause).__name__
     if isinstance(cause, KeyboardInterrupt):
         return "interrupted", 130
@@ -225,7 +231,9 @@ def explain(error: BaseException) -> str:
     full = re.search(r"full_key: (\S+)", text)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text):
-        wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(match[2], match[2])
+        wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(
+            match[2], match[2]
+        )
         return f"{full[1] if full else 'value'}={match[1]}: must be {wanted}"
     return f"{full[1]}: {first}" if full and full[1] not in first else first
 
@@ -258,7 +266,11 @@ def _unknown_key(key: str) -> str:
         return f"{key}: no such option"
     path = "".join(f"{p}." for p in parents)
     close = difflib.get_close_matches(last, options, 1)
-    hint = f"did you mean '{path}{close[0]}'?" if close else f"there are {', '.join(f'{path}{o}' for o in options)}"
+    hint = (
+        f"did you mean '{path}{close[0]}'?"
+        if close
+        else f"there are {', '.join(f'{path}{o}' for o in options)}"
+    )
     return f"{key}: no such option; {hint}"
 
 

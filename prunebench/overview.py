@@ -55,7 +55,9 @@ def options(group: str) -> dict[str, str]:
     """Option -> its one line, from the first comment of its file, in natural order."""
     found = {}
     for path in sorted((conf() / group).glob("*.yaml"), key=lambda p: _natural(p.stem)):
-        comments = [c for c in path.read_text().split("\n", 2)[:2] if c.startswith("#") and "@package" not in c]
+        comments = [
+            c for c in path.read_text().split("\n", 2)[:2] if c.startswith("#") and "@package" not in c
+        ]
         found[path.stem] = comments[0].lstrip("# ") if comments else ""
     return found
 
@@ -123,5 +125,7 @@ def listing(groups: Sequence[str]) -> tuple[str, int]:
     for group in chosen:
         lines = options(group)
         width = max(map(len, lines), default=0)
-        blocks.append("\n".join([f"{group}:", *(f"  {n.ljust(width)}  {t}".rstrip() for n, t in lines.items())]))
+        blocks.append(
+            "\n".join([f"{group}:", *(f"  {n.ljust(width)}  {t}".rstrip() for n, t in lines.items())])
+        )
     return "\n\n".join(blocks), 0

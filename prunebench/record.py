@@ -151,14 +151,18 @@ class Recorder:
                     )
                 self._file.truncate(extra["rows"])
                 self._file.seek(0, os.SEEK_END)
-            where = f"phase {self.plan[run.clock.phase].name}" if run.clock.phase < len(self.plan) else "the end"
+            where = (
+                f"phase {self.plan[run.clock.phase].name}" if run.clock.phase < len(self.plan) else "the end"
+            )
             self.display.event(f"resumed at {where}, step {run.clock.step} of it ({run.clock.total} in all)")
         elif run.rank == 0:
             self._file.truncate(0)
         if run.clock.step == 0:
             self._look_into_store(run, method)
         elif self.store is not None:
-            self.store.longest(run.clock.phase)  # takes the lock of the prefix that this run is in the middle of
+            self.store.longest(
+                run.clock.phase
+            )  # takes the lock of the prefix that this run is in the middle of
         if run.clock.step:
             self._show_phase(run, self.plan[run.clock.phase])
 
@@ -186,7 +190,9 @@ class Recorder:
         self._file.truncate(0)
         self._file.write((folder / "metrics.jsonl").read_bytes())
         self.shared = [{"phase": self.plan[index].name, "key": folder.name}]
-        self.display.event(f"{self.plan[index].name}: taken from the shared store ({folder.name}), not trained again")
+        self.display.event(
+            f"{self.plan[index].name}: taken from the shared store ({folder.name}), not trained again"
+        )
         self._save(run, method)
         self._look_into_store(run, method)
 

@@ -33,4 +33,6 @@ def no_scores(run: Run) -> dict[str, Tensor]:
     Raises:
       ValueError: always.
     """
-    raise ValueError("criterion=none: this method asks for scores; choose a criterion, such as criterion=magnitude")
+    raise ValueError(
+        "criterion=none: this method asks for scores; choose a criterion, such as criterion=magnitude"
+    )

@@ -177,7 +177,7 @@ def decoded(
     batch_size: int,
     device: torch.device,
 ) -> Data:
-    """`Data` of a tree, from the cache if it is there; `options`: size, channels, max_bytes of `decode_all`."""
+    """`Data` of a tree, decoded unless cached; `options`: size, channels, max_bytes of `decode_all`."""
     kept = {key: options[key] for key in ("size", "channels")}
     class_names, arrays = cached(
         Path(cache).expanduser(), source, kept, lambda: decode_all(source, layout, **options)

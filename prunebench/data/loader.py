@@ -70,7 +70,7 @@ class Normalize:
         for key, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ValueError(
-                    f"dataset.{key}={list(values)}: must have one value per channel, of which there are {channels}"
+                    f"dataset.{key}={list(values)}: must have one value for each of {channels} channels"
                 )
         if min(std) <= 0:
             raise ValueError(f"dataset.std={list(std)}: must be positive in every channel")

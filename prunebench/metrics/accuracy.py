@@ -7,8 +7,9 @@ from torch import Tensor
 def topk_correct(logits: Tensor, targets: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
     """Number of images whose target is the highest logit, and among the `k` highest.
 
-    Classes with equal logits are ranked by their index, the lower first, on every device (`torch.topk` promises no
-    order). An image with a NaN logit counts as wrong in both. Nothing is read back from the device.
+    Classes with equal logits are ranked by their index, the lower first, on every device (`torch.topk`
+    promises no order). An image with a NaN logit counts as wrong in both. Nothing is read back from the
+    device.
 
     Args:
       logits: [N, classes], any float dtype.

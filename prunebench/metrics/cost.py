@@ -1,8 +1,8 @@
 """Size and multiply-adds of a network, dense and masked.
 
-The conventions of ShrinkBench (arXiv 2003.03033, section 6): compression = T / N with T all parameters of the model
-and N those kept; MACs of convolutions and linear layers only, one multiply-add = 1, for one image; a masked layer
-costs its MACs times its density. Biases, normalisation, activations and pooling cost nothing.
+The conventions of ShrinkBench (arXiv 2003.03033, section 6): compression = T / N with T all parameters of the
+model and N those kept; MACs of convolutions and linear layers only, one multiply-add = 1, for one image; a
+masked layer costs its MACs times its density. Biases, normalisation, activations and pooling cost nothing.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ MATMULS = (torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__
 
 
 class _FunctionCounter(TorchFunctionMode):
-    """Counts what module hooks cannot see: attention products, and layers whose weight is used without a call.
+    """Counts what module hooks cannot see: attention, and layers whose weight is used without a call.
 
     Args:
       weights: id of a parameter -> its name.
@@ -44,7 +44,8 @@ class _FunctionCounter(TorchFunctionMode):
         out = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             q, k, v = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
-            # q k^T and the weighted sum of v: queries * keys * (size of a key + size of a value), over all heads
+            # q k^T and the weighted sum of v: queries * keys * (size of a key + size of a value), over all
+            # heads
             self.attention += prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
         elif func in MATMULS and len(args) >= 2:
             a, b = args[:2]
@@ -79,11 +80,12 @@ def count_macs(
 ) -> dict[str, int]:
     """Multiply-adds of every convolution and linear layer for one image, from a real forward pass.
 
-    Groups, strides, padding and tokens are counted as they come out: outputs times weights per output. Layers are
-    seen by hooks and, where a model uses a weight without calling its module (BEiT's qkv), in the function itself.
-    Products of two activations (attention: for L layers, T tokens and embedding D, 2 L T^2 D) are reported apart under
-    `ATTENTION`; they are seen in `scaled_dot_product_attention` and in matrix products, not inside
-    `nn.MultiheadAttention` or `einsum`. Mode, buffers and random state are left as found; hooks of others do run.
+    Groups, strides, padding and tokens are counted as they come out: outputs times weights per output. Layers
+    are seen by hooks and, where a model uses a weight without calling its module (BEiT's qkv), in the
+    function itself. Products of two activations (attention: for L layers, T tokens and embedding D, 2 L T^2
+    D) are reported apart under `ATTENTION`; they are seen in `scaled_dot_product_attention` and in matrix
+    products, not inside `nn.MultiheadAttention` or `einsum`. Mode, buffers and random state are left as
+    found; hooks of others do run.
 
     Args:
       model: any network of one image tensor; it may lie on the meta device.
@@ -115,11 +117,16 @@ def count_macs(
 
 
 def cost(
-    model: nn.Module, masks: Mapping[str, Tensor], macs: dict[str, int], *, tied: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    macs: dict[str, int],
+    *,
+    tied: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Parameters and MACs of the masked network against the dense one, over the whole model and per layer.
 
-    Kept entries are counted by mask, not by value: a freshly initialised zero is a parameter. Buffers are none.
+    Kept entries are counted by mask, not by value: a freshly initialised zero is a parameter. Buffers are
+    none.
 
     Args:
       model: the network that the masks belong to.
@@ -128,8 +135,9 @@ def cost(
       tied: further masks (biases, BatchNorm) that lower `params`.
 
     Returns:
-      `params` and `params_total`: N kept and T all parameters; `compression`: T / N. `macs` and `macs_dense`: of one
-      image over convolutions and linear layers; `speedup`: macs_dense / macs, theoretical, None when no MAC is left;
+      `params` and `params_total`: N kept and T all parameters; `compression`: T / N. `macs` and `macs_dense`:
+      of one image over convolutions and linear layers; `speedup`: macs_dense / macs, theoretical, None when
+      no MAC is left;
       `macs_attention`: products of activations, in neither sum and not reduced by masks. `layers`: a dict per
       convolution or linear layer with name, shape, total and kept weights, macs_dense and macs.
 
@@ -142,7 +150,9 @@ def cost(
         if name not in params:
             raise ValueError(f"masks[{name!r}]: must name a parameter of the model")
         if mask.shape != params[name].shape:
-            raise ValueError(f"masks[{name!r}]: must have shape {list(params[name].shape)}, got {list(mask.shape)}")
+            raise ValueError(
+                f"masks[{name!r}]: must have shape {list(params[name].shape)}, got {list(mask.shape)}"
+            )
     counts = torch.stack([torch.count_nonzero(m) for m in every.values()]).tolist() if every else []
     kept = {n: p.numel() for n, p in params.items()} | dict(zip(every, counts))
 

@@ -1,6 +1,7 @@
 """Conv-2, Conv-4 and Conv-6: small VGG-like nets of the lottery ticket paper."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ CHANNELS = (64, 64, 128, 128, 256, 256)
 class Conv(PrunableModel):
     """Conv-N: pairs of 3x3 convolutions (64, 128, 256 filters), each pair pooled, then 256-256 neurons.
 
-    Frankle & Carbin 2019 (arXiv 1803.03635, figure 2 and appendix H.1). No BatchNorm, Glorot normal weights, zero
-    biases. Figure 2 prints 1.7M weights for Conv-6; the net that appendix H.1 describes, and this one, has 2.26M.
-    A pooling that would go below 1x1 (images under 8x8 in Conv-6) is left out.
+    Frankle & Carbin 2019 (arXiv 1803.03635, figure 2 and appendix H.1). No BatchNorm, Glorot normal weights,
+    zero biases. Figure 2 prints 1.7M weights for Conv-6; the net that appendix H.1 describes, and this one,
+    has 2.26M. A pooling that would go below 1x1 (images under 8x8 in Conv-6) is left out.
 
     Args:
       depth: number of convolutions: 2, 4 or 6.
@@ -69,11 +70,11 @@ class Conv(PrunableModel):
         return x
 
     def units(self) -> list[Unit]:
-        """Filters and hidden neurons, one unit per layer; the last filters feed side^2 columns of `fc1` each."""
+        """Filters and hidden neurons, one unit per layer; a last filter feeds side^2 columns of `fc1`."""
         names = [*self.widths, self.head]
         return [
             Unit(name, self.widths[name], layer_entries(name), ((f"{reader}.weight", 1),))
-            for name, reader in zip(names, names[1:])
+            for name, reader in pairwise(names)
         ]
 
     def with_widths(self, widths: Mapping[str, int]) -> "Conv":

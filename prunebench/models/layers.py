@@ -6,15 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# oneDNN's blocked layouts are 8 channels wide on AVX2; below that its strided 1x1 kernels write out of bounds.
+# oneDNN's blocked layouts are 8 channels wide on AVX2; below that its strided 1x1 kernels write out of
+# bounds.
 SAFE_CHANNELS = 8
 
 
 class PointwiseConv2d(nn.Conv2d):
     """1x1 convolution without padding whose strided form is safe on a CPU in channels_last format.
 
-    A strided 1x1 convolution with fewer than 8 input channels corrupts memory there (oneDNN issue 6035). Slicing
-    the input first and convolving with stride 1 gives the same values. Structured pruning makes such layers.
+    A strided 1x1 convolution with fewer than 8 input channels corrupts memory there (oneDNN issue 6035).
+    Slicing the input first and convolving with stride 1 gives the same values. Structured pruning makes such
+    layers.
 
     Args:
       in_channels, out_channels: as in `nn.Conv2d`.
@@ -34,7 +36,9 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 def has_unsafe_strided_1x1(model: nn.Module) -> bool:
-    """Whether a strided 1x1 convolution reads fewer than 8 channels: keep such a model out of channels_last on CPU.
+    """Whether a strided 1x1 convolution reads fewer than 8 channels.
+
+    Such a model must stay out of channels_last on a CPU, see `PointwiseConv2d`.
 
     Own families use `PointwiseConv2d` and never answer True. Ask again after every structural change.
     """
@@ -67,7 +71,9 @@ def resolve_widths(default: dict[str, int], widths: Mapping[str, int] | None) ->
     widths = dict(widths or {})
     for name, width in widths.items():
         if name not in default:
-            raise ValueError(f"widths={{{name!r}: {width}}}: must name units of the model: {', '.join(default)}")
+            raise ValueError(
+                f"widths={{{name!r}: {width}}}: must name units of the model: {', '.join(default)}"
+            )
         if width < 1:
             raise ValueError(f"widths={{{name!r}: {width}}}: must be at least 1; a unit cannot vanish")
     return default | widths

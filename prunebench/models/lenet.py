@@ -1,6 +1,7 @@
 """LeNet-300-100 and LeNet-5 (LeCun et al. 1998), as used in the pruning literature."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -8,12 +9,17 @@ from torch import Tensor, nn
 from prunebench.core.units import PrunableModel, Unit
 from prunebench.models.layers import init_glorot_, layer_entries, resolve_widths
 
+LENET5_CHANNELS = {
+    "caffe": {"conv1": 20, "conv2": 50, "fc1": 500},
+    "lecun": {"conv1": 6, "conv2": 16, "fc1": 120, "fc2": 84},
+}
+
 
 class LeNet300(PrunableModel):
     """LeNet-300-100: a fully connected net with 300 and 100 hidden neurons on the flattened image.
 
-    266,610 parameters at 28x28x1. Any image size and number of channels will do. Glorot normal weights and zero
-    biases, as in the lottery ticket paper (arXiv 1803.03635, figure 2).
+    266,610 parameters at 28x28x1. Any image size and number of channels will do. Glorot normal weights and
+    zero biases, as in the lottery ticket paper (arXiv 1803.03635, figure 2).
 
     Args:
       widths: neurons of the hidden layers `fc1` and `fc2`, by name; those left out keep 300 and 100.
@@ -64,8 +70,8 @@ class LeNet300(PrunableModel):
 class LeNet5(PrunableModel):
     """LeNet-5 with ReLU and max-pooling, in the two versions that papers call by this name.
 
-    `caffe` (20-50-500, no padding) has 431,080 parameters at 28x28x1, `lecun` (6-16-120-84, first convolution padded
-    by 2) has 61,706. All kernels are 5x5. Glorot normal weights and zero biases.
+    `caffe` (20-50-500, no padding) has 431,080 parameters at 28x28x1, `lecun` (6-16-120-84, first convolution
+    padded by 2) has 61,706. All kernels are 5x5. Glorot normal weights and zero biases.
 
     Args:
       variant: which version.
@@ -75,11 +81,6 @@ class LeNet5(PrunableModel):
     Raises:
       ValueError: if the images are smaller than 28x28, `variant` is unknown or `widths` does not fit.
     """
-
-    CHANNELS = {
-        "caffe": {"conv1": 20, "conv2": 50, "fc1": 500},
-        "lecun": {"conv1": 6, "conv2": 16, "fc1": 120, "fc2": 84},
-    }
 
     def __init__(
         self,
@@ -91,8 +92,8 @@ class LeNet5(PrunableModel):
         image_size: int,
     ):
         super().__init__()
-        if variant not in self.CHANNELS:
-            raise ValueError(f"variant={variant}: must be one of {', '.join(self.CHANNELS)}")
+        if variant not in LENET5_CHANNELS:
+            raise ValueError(f"variant={variant}: must be one of {', '.join(LENET5_CHANNELS)}")
         if image_size < 28:
             raise ValueError(
                 f"model=lenet5: needs images of at least 28x28, got {image_size}x{image_size}; "
@@ -100,7 +101,7 @@ class LeNet5(PrunableModel):
             )
         self.variant = variant
         self.in_channels, self.num_classes, self.image_size = in_channels, num_classes, image_size
-        self.widths = w = resolve_widths(self.CHANNELS[variant], widths)
+        self.widths = w = resolve_widths(LENET5_CHANNELS[variant], widths)
         padding = 2 if variant == "lecun" else 0
         side = ((image_size + 2 * padding - 4) // 2 - 4) // 2  # after two 5x5 convolutions and two poolings
 
@@ -130,11 +131,11 @@ class LeNet5(PrunableModel):
         return self.fc3(self.relu4(x)) if self.variant == "lecun" else x
 
     def units(self) -> list[Unit]:
-        """Filters of both convolutions and the hidden neurons; a filter of `conv2` feeds side^2 columns of `fc1`."""
+        """Filters and hidden neurons by layer; a filter of `conv2` feeds side^2 columns of `fc1`."""
         names = [*self.widths, self.head]
         return [
             Unit(name, self.widths[name], layer_entries(name), ((f"{reader}.weight", 1),))
-            for name, reader in zip(names, names[1:])
+            for name, reader in pairwise(names)
         ]
 
     def with_widths(self, widths: Mapping[str, int]) -> "LeNet5":

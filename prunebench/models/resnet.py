@@ -109,14 +109,15 @@ BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(PrunableModel):
-    """ResNet of He et al. 2016 (arXiv 1512.03385) from its stages; `resnet_cifar` and `resnet` give the usual ones.
+    """ResNet of He et al. 2016 (arXiv 1512.03385); `resnet_cifar` and `resnet` build the usual ones.
 
-    Parameter names are torchvision's. Convolutions start from Kaiming normal (fan_out), BatchNorm from scale 1, the
-    classifier from PyTorch's default.
+    Parameter names are torchvision's. Convolutions start from Kaiming normal (fan_out), BatchNorm from scale
+    1, the classifier from PyTorch's default.
 
-    Units are the inner channels of every block (`layer1.0.conv1`, ...) and, with projection shortcuts (option B), the
-    residual streams (`layer1`, ...; `conv1` where the stem's output is a stream of its own). With zero-padded
-    shortcuts (option A) a channel has another index in every stage, so the streams are not units and stay whole.
+    Units are the inner channels of every block (`layer1.0.conv1`, ...) and, with projection shortcuts (option
+    B), the residual streams (`layer1`, ...; `conv1` where the stem's output is a stream of its own). With
+    zero-padded shortcuts (option A) a channel has another index in every stage, so the streams are not units
+    and stay whole.
 
     Args:
       block: "basic" or "bottleneck".
@@ -151,7 +152,9 @@ class ResNet(PrunableModel):
         kind = BLOCKS[block]
         self._inner = [f"conv{i + 1}" for i in range(kind.CONVS - 1)]
         self._places = _places(planes, blocks, kind.EXPANSION)
-        streams = {self._places[0].reads: planes[0]} | {p.writes: p.planes * kind.EXPANSION for p in self._places}
+        streams = {self._places[0].reads: planes[0]} | {
+            p.writes: p.planes * kind.EXPANSION for p in self._places
+        }
         inner = {f"{p.name}.{conv}": p.planes for p in self._places for conv in self._inner}
         self.widths = resolve_widths(inner if option == "A" else streams | inner, widths)
         channels = streams | self.widths
@@ -207,9 +210,14 @@ class ResNet(PrunableModel):
             made.setdefault(p.writes, []).extend(end)
             if p.reads != p.writes:
                 used[p.reads].append((f"{p.name}.downsample.0.weight", 1))
-                made[p.writes] += [(f"{p.name}.downsample.0.weight", 0), *norm_entries(f"{p.name}.downsample.1")]
+                made[p.writes] += [
+                    (f"{p.name}.downsample.0.weight", 0),
+                    *norm_entries(f"{p.name}.downsample.1"),
+                ]
         used.setdefault(self._places[-1].writes, []).append(("fc.weight", 1))
-        return [Unit(name, width, tuple(made[name]), tuple(used[name])) for name, width in self.widths.items()]
+        return [
+            Unit(name, width, tuple(made[name]), tuple(used[name])) for name, width in self.widths.items()
+        ]
 
     def with_widths(self, widths: Mapping[str, int]) -> "ResNet":
         """Fresh network with other widths; units left out keep theirs."""
@@ -246,17 +254,20 @@ def resnet_cifar(
     num_classes: int,
     image_size: int,
 ) -> ResNet:
-    """Thin ResNet for CIFAR: three stages of 16, 32 and 64 channels, He et al. 2016 (arXiv 1512.03385, section 4.2).
+    """Thin ResNet for CIFAR with 16, 32 and 64 channels, He et al. 2016 (arXiv 1512.03385, section 4.2).
 
-    269,722 parameters at depth 20 with option A and 10 classes. What the lottery ticket paper calls "Resnet-18" is
-    depth 20 with option B. Any image size will do.
+    269,722 parameters at depth 20 with option A and 10 classes. What the lottery ticket paper calls
+    "Resnet-18" is depth 20 with option B. Any image size will do.
 
     Args:
       depth: 6n+2: 20, 32, 44, 56, 110, ...
-      option: shortcut where the shape changes: "A" zero padding (no parameters; the paper's choice), "B" projection.
+      option: shortcut where the shape changes: "A" zero padding (no parameters; the paper's choice), "B"
+        projection.
       width: multiple of the paper's 16, 32 and 64 channels, at least 1.
       widths: unit name -> channels; those left out keep the family's own. See `ResNet` for the units.
-      in_channels, num_classes, image_size: of the data.
+      in_channels: of the images.
+      num_classes: logits.
+      image_size: side of the square images in pixels.
 
     Raises:
       ValueError: if an option is out of range.
@@ -288,14 +299,16 @@ def resnet(
     num_classes: int,
     image_size: int,
 ) -> ResNet:
-    """ResNet-18/34/50 with projection shortcuts, He et al. 2016 (arXiv 1512.03385, table 1); names as in torchvision.
+    """ResNet-18/34/50 with projection shortcuts, He et al. 2016 (arXiv 1512.03385, table 1).
 
     Args:
       depth: 18, 34 (basic blocks) or 50 (bottlenecks).
-      stem: "cifar" is a 3x3 convolution without pooling, "imagenet" the original 7x7 one with max-pooling, "auto"
-        takes the first up to 64x64 and the second above.
+      stem: "cifar" is a 3x3 convolution without pooling, "imagenet" the original 7x7 one with max-pooling,
+        "auto" takes the first up to 64x64 and the second above.
       widths: unit name -> channels; those left out keep the family's own. See `ResNet` for the units.
-      in_channels, num_classes, image_size: of the data.
+      in_channels: of the images.
+      num_classes: logits.
+      image_size: side of the square images in pixels.
 
     Raises:
       ValueError: if an option is out of range.

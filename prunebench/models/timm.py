@@ -25,8 +25,9 @@ MISFIT = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroD
 class TimmModel(PrunableModel):
     """A timm network under the contract of our own families; built by `timm_model`.
 
-    The network is the submodule `net`, so its parameter names are timm's behind the prefix "net.". It cannot be the
-    model itself: many timm networks have a submodule called `head`, the name of the contract's attribute.
+    The network is the submodule `net`, so its parameter names are timm's behind the prefix "net.". It cannot
+    be the model itself: many timm networks have a submodule called `head`, the name of the contract's
+    attribute.
 
     Args:
       net: the timm network.
@@ -63,7 +64,7 @@ class TimmModel(PrunableModel):
         """
         raise ValueError(
             f"structured pruning of timm models (model.name={self.name}): not available yet; use "
-            "sparsity.granularity=weight, or a family of prunebench's own, such as model=resnet18 or model=vit_tiny"
+            "sparsity.granularity=weight, or a family of prunebench's own, such as model=resnet18 or vit_tiny"
         )
 
     def with_widths(self, widths: Mapping[str, int]) -> "TimmModel":
@@ -95,16 +96,18 @@ def timm_model(
 ) -> TimmModel:
     """Classifier `name` of timm for the data at hand, with timm's own initialisation or given weights.
 
-    The image size is passed as `img_size` to networks that take it. One image is sent through the network in eval
-    mode, so that a size that does not fit is found here and not in training. Weights for other classes, channels or
-    positions are adapted by timm: a classifier of another size is drawn anew.
+    The image size is passed as `img_size` to networks that take it. One image is sent through the network in
+    eval mode, so that a size that does not fit is found here and not in training. Weights for other classes,
+    channels or positions are adapted by timm: a classifier of another size is drawn anew.
 
     Args:
       name: as in `timm.list_models()`, a pretrained tag allowed: "vit_tiny_patch16_224", "resnet18.a1_in1k".
       pretrained: load timm's weights, from its cache or the network.
       checkpoint: file (.safetensors, .pth) with weights of this network, saved by timm or by prunebench.
       kwargs: further arguments of the network's constructor, such as {patch_size: 4}.
-      in_channels, num_classes, image_size: of the data; images are square.
+      in_channels: of the images.
+      num_classes: logits.
+      image_size: side of the square images in pixels.
 
     Raises:
       ValueError: if timm knows no such network or option, the images do not fit, or weights cannot be had.
@@ -114,7 +117,9 @@ def timm_model(
         if key in RESERVED:
             raise ValueError(f"model.kwargs.{key}: must not be given here; it comes from {RESERVED[key]}")
     if pretrained and checkpoint is not None:
-        raise ValueError(f"model.checkpoint={checkpoint}: has no effect with model.pretrained=true; choose one")
+        raise ValueError(
+            f"model.checkpoint={checkpoint}: has no effect with model.pretrained=true; choose one"
+        )
     _check_name(name)
     kwargs |= {"in_chans": in_channels, "num_classes": num_classes}
     net, kwargs = _build(name, kwargs, image_size)
@@ -124,7 +129,12 @@ def timm_model(
         net = _loaded(net, name, checkpoint, kwargs)
     options = {k: v for k, v in kwargs.items() if k not in RESERVED}
     return TimmModel(
-        net, name=name, kwargs=options, in_channels=in_channels, num_classes=num_classes, image_size=image_size
+        net,
+        name=name,
+        kwargs=options,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        image_size=image_size,
     )
 
 
@@ -147,7 +157,9 @@ def _check_name(name: str) -> None:
         raise ValueError(f"model.name={name}: timm {timm.__version__} has no such model; {hint}")
     if tag and not timm.models.is_model_pretrained(name):
         tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
-        raise ValueError(f"model.name={name}: timm has no weights {tag!r} for it; choose from {', '.join(tags)}")
+        raise ValueError(
+            f"model.name={name}: timm has no weights {tag!r} for it; choose from {', '.join(tags)}"
+        )
 
 
 def _build(name: str, kwargs: dict[str, Any], image_size: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -174,7 +186,8 @@ def _build(name: str, kwargs: dict[str, Any], image_size: int) -> tuple[nn.Modul
     except MISFIT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{wanted} ({reason}); choose another dataset.size, model.name or model.kwargs (patch_size, for example)"
+            f"{wanted} ({reason}); choose another dataset.size, model.name or model.kwargs "
+            "(patch_size, for example)"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, kwargs["num_classes"]):
         raise ValueError(f"model.name={name}: must be a classifier that returns one logit per class")
@@ -189,8 +202,9 @@ def _pretrained(name: str, kwargs: dict[str, Any]) -> nn.Module:
     except (OSError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"model.pretrained=true: no weights for model.name={name} ({reason}); set model.pretrained=false, or "
-            "model.checkpoint=<file> with weights of this model, or run once with a network connection to fill the cache"
+            f"model.pretrained=true: no weights for model.name={name} ({reason}); set "
+            "model.pretrained=false, or model.checkpoint=<file> with weights of this model, or run once with a "
+            "network connection to fill the cache"
         ) from error
 
 
@@ -205,14 +219,15 @@ def _loaded(net: nn.Module, name: str, checkpoint: str, kwargs: dict[str, Any]) 
         raise ValueError(f"model.checkpoint={checkpoint}: must be a file; there is none") from None
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(f"model.checkpoint={checkpoint}: must hold a state dict ({error})") from error
-    state = {k.removeprefix("net."): v for k, v in state.items()}
+    if all(k.startswith("net.") for k in state):
+        state = {k.removeprefix("net."): v for k, v in state.items()}
     own = net.state_dict()
     heads = _classifier_names(net)
     missing = [n for n in own if n not in state and n.rpartition(".")[0] not in heads]
     if missing:
         raise ValueError(
-            f"model.checkpoint={checkpoint}: must hold all weights of model.name={name}; it lacks {len(missing)} of "
-            f"{len(own)}, such as {missing[0]}"
+            f"model.checkpoint={checkpoint}: must hold all weights of model.name={name}; it lacks "
+            f"{len(missing)} of {len(own)}, such as {missing[0]}"
         )
     if {n: v.shape for n, v in state.items()} == {n: v.shape for n, v in own.items()}:
         net.load_state_dict(state)
@@ -223,8 +238,13 @@ def _loaded(net: nn.Module, name: str, checkpoint: str, kwargs: dict[str, Any]) 
         net = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **kwargs)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"model.checkpoint={checkpoint}: does not fit model.name={name} ({reason})") from error
-    net.pretrained_cfg = {**net.pretrained_cfg, "state_dict": None}  # timm would keep a second copy of the weights
+        raise ValueError(
+            f"model.checkpoint={checkpoint}: does not fit model.name={name} ({reason})"
+        ) from error
+    net.pretrained_cfg = {
+        **net.pretrained_cfg,
+        "state_dict": None,
+    }  # timm would keep a second copy of the weights
     return net
 
 

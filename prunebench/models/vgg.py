@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -16,12 +17,13 @@ STAGE_CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19
 class VGG(PrunableModel):
     """VGG-11/13/16/19 with BatchNorm (Simonyan & Zisserman, arXiv 1409.1556) with a head for small images.
 
-    Five stages of 3x3 convolutions, each closed by 2x2 max-pooling, a global average pool (it does nothing at 32x32)
-    and 1 to 3 linear layers. A pooling that would go below 1x1 (images under 32x32) is replaced by `nn.Identity`, so
-    that names do not depend on the image size. The papers' nets: `head_layers=1` is the usual CIFAR one (VGG16: 14,728,266
-    parameters), `head_layers=2 head_norm=true` is ShrinkBench's CIFAR-VGG without its dropout between convolutions
-    (14,991,946), `head_layers=3 head_width=4096` is weiaicunzai's. Convolutions start from Kaiming normal (fan_out) with
-    zero bias, linear layers from N(0, 0.01^2) with zero bias as in torchvision, BatchNorm from scale 1.
+    Five stages of 3x3 convolutions, each closed by 2x2 max-pooling, a global average pool (it does nothing at
+    32x32) and 1 to 3 linear layers. A pooling that would go below 1x1 (images under 32x32) is replaced by
+    `nn.Identity`, so that names do not depend on the image size. The papers' nets: `head_layers=1` is the
+    usual CIFAR one (VGG16: 14,728,266 parameters), `head_layers=2 head_norm=true` is ShrinkBench's CIFAR-VGG
+    without its dropout between convolutions (14,991,946), `head_layers=3 head_width=4096` is weiaicunzai's.
+    Convolutions start from Kaiming normal (fan_out) with zero bias, linear layers from N(0, 0.01^2) with zero
+    bias as in torchvision, BatchNorm from scale 1.
 
     Args:
       depth: number of weight layers in the original net: 11, 13, 16 or 19.
@@ -30,7 +32,8 @@ class VGG(PrunableModel):
       head_width: neurons of the hidden linear layers.
       head_norm: BatchNorm after each hidden linear layer.
       dropout: probability in [0, 1) of dropping a hidden neuron of the head.
-      widths: unit name (`features.0`, ..., `classifier.fc1`) -> channels; those left out keep the family's own.
+      widths: unit name (`features.0`, ..., `classifier.fc1`) -> channels; those left out keep the family's
+        own.
       in_channels, num_classes, image_size: of the data; images are square.
 
     Raises:
@@ -59,7 +62,10 @@ class VGG(PrunableModel):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must lie in [0, 1)")
         if head_layers == 1 and (head_norm or dropout or head_width != 512):
-            raise ValueError("head_layers=1: head_width, head_norm and dropout need a hidden layer; set head_layers to 2 or 3")
+            raise ValueError(
+                "head_layers=1: head_width, head_norm and dropout need a hidden layer; "
+                "set head_layers to 2 or 3"
+            )
         self.depth, self.bias, self.dropout = depth, bias, dropout
         self.head_layers, self.head_width, self.head_norm = head_layers, head_width, head_norm
         self.in_channels, self.num_classes, self.image_size = in_channels, num_classes, image_size
@@ -94,7 +100,11 @@ class VGG(PrunableModel):
         for convs in STAGE_CONVS[self.depth]:
             for _ in range(convs):
                 width = self.widths[next(names)]
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=self.bias), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1, bias=self.bias),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                ]
                 channels = width
             layers.append(nn.MaxPool2d(2) if side > 1 else nn.Identity())
             side = max(side // 2, 1)
@@ -107,13 +117,15 @@ class VGG(PrunableModel):
     def units(self) -> list[Unit]:
         """Filters of every convolution and neurons of the head's hidden layers, one unit per layer."""
         names, units = [*self.widths, self.head], []
-        for name, reader in zip(names, names[1:]):
+        for name, reader in pairwise(names):
             stem, _, last = name.rpartition(".")
             if stem == "features":
                 rows = layer_entries(name) if self.bias else ((f"{name}.weight", 0),)
                 made_by = rows + norm_entries(f"features.{int(last) + 1}")
             else:
-                made_by = layer_entries(name) + (norm_entries(name.replace(".fc", ".norm")) if self.head_norm else ())
+                made_by = layer_entries(name) + (
+                    norm_entries(name.replace(".fc", ".norm")) if self.head_norm else ()
+                )
             units.append(Unit(name, self.widths[name], made_by, ((f"{reader}.weight", 1),)))
         return units
 

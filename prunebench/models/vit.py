@@ -30,7 +30,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, tokens, dim] -> [N, tokens, dim]."""
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            layer(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
         )
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -80,12 +81,12 @@ class Block(nn.Module):
 class ViT(PrunableModel):
     """Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1) for small images.
 
-    The defaults are ViT-Ti's sizes (arXiv 2012.12877, table 1) on 4x4 patches: 5,362,762 parameters at 32x32x3 and 10
-    classes. Class token and learned positions; no dropout. Linear and patch weights start from a truncated
-    N(0, 0.02^2) with zero biases.
+    The defaults are ViT-Ti's sizes (arXiv 2012.12877, table 1) on 4x4 patches: 5,362,762 parameters at
+    32x32x3 and 10 classes. Class token and learned positions; no dropout. Linear and patch weights start from
+    a truncated N(0, 0.02^2) with zero biases.
 
-    Units are the attention heads (`blocks.0.attn`; rows of q, k and v) and the MLP neurons (`blocks.0.mlp`). The
-    token stream is no unit: LayerNorm mixes its entries, so that a narrower one is another function.
+    Units are the attention heads (`blocks.0.attn`; rows of q, k and v) and the MLP neurons (`blocks.0.mlp`).
+    The token stream is no unit: LayerNorm mixes its entries, so that a narrower one is another function.
 
     Args:
       dim: size of a token, a multiple of `heads`.
@@ -164,7 +165,9 @@ class ViT(PrunableModel):
             attn, mlp = f"blocks.{i}.attn", f"blocks.{i}.mlp"
             rows = layer_entries(f"{attn}.q") + layer_entries(f"{attn}.k") + layer_entries(f"{attn}.v")
             units.append(Unit(attn, self.widths[attn], rows, ((f"{attn}.proj.weight", 1),)))
-            units.append(Unit(mlp, self.widths[mlp], layer_entries(f"{mlp}.fc1"), ((f"{mlp}.fc2.weight", 1),)))
+            units.append(
+                Unit(mlp, self.widths[mlp], layer_entries(f"{mlp}.fc1"), ((f"{mlp}.fc2.weight", 1),))
+            )
         return units
 
     def with_widths(self, widths: Mapping[str, int]) -> "ViT":

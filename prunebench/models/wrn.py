@@ -11,7 +11,8 @@ from prunebench.models.layers import PointwiseConv2d, init_kaiming_, norm_entrie
 class WideBlock(nn.Module):
     """Pre-activation block: BatchNorm, ReLU, 3x3 convolution, twice, with dropout between.
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the activated input, otherwise the input itself.
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated input, otherwise the input
+    itself.
 
     Args:
       channels: input, inner and output channels.
@@ -44,12 +45,12 @@ class WideBlock(nn.Module):
 class WRN(PrunableModel):
     """WRN-depth-width (Zagoruyko & Komodakis 2016, arXiv 1605.07146, table 1): pre-activation, three stages.
 
-    WRN-28-10 has 36,479,194 parameters at 10 classes. Any image size will do. Convolutions start from Kaiming normal
-    (fan_out), BatchNorm from scale 1, the classifier from PyTorch's default with zero bias.
+    WRN-28-10 has 36,479,194 parameters at 10 classes. Any image size will do. Convolutions start from Kaiming
+    normal (fan_out), BatchNorm from scale 1, the classifier from PyTorch's default with zero bias.
 
-    Units are the inner channels of every block (`layer1.0.conv1`, ...) and the residual streams (`layer1`, ...;
-    `conv1` where the stem's output is a stream of its own). A BatchNorm that reads a stream belongs to its channels:
-    its shift would leak from a dead one.
+    Units are the inner channels of every block (`layer1.0.conv1`, ...) and the residual streams (`layer1`,
+    ...; `conv1` where the stem's output is a stream of its own). A BatchNorm that reads a stream belongs to
+    its channels: its shift would leak from a dead one.
 
     Args:
       depth: 6n+4: 16, 22, 28, 40, ...
@@ -86,7 +87,9 @@ class WRN(PrunableModel):
         self.in_channels, self.num_classes, self.image_size = in_channels, num_classes, image_size
         stem = "layer1" if width == 1 else "conv1"  # at width 1 the first block keeps the stem's 16 channels
         self._blocks = [f"layer{stage}.{i}" for stage in (1, 2, 3) for i in range((depth - 4) // 6)]
-        self._streams = [stem] + [block.split(".")[0] for block in self._blocks]  # before each block, and at the end
+        self._streams = [stem] + [
+            block.split(".")[0] for block in self._blocks
+        ]  # before each block, and at the end
         stages = {"layer1": 16 * width, "layer2": 32 * width, "layer3": 64 * width}
         inner = {f"{block}.conv1": stages[block.split(".")[0]] for block in self._blocks}
         self.widths = w = resolve_widths({stem: 16} | stages | inner, widths)
@@ -127,7 +130,9 @@ class WRN(PrunableModel):
                 made[writes].append((f"{block}.shortcut.weight", 0))
         made["layer3"] += norm_entries("bn")
         used.setdefault("layer3", []).append(("fc.weight", 1))
-        return [Unit(name, width, tuple(made[name]), tuple(used[name])) for name, width in self.widths.items()]
+        return [
+            Unit(name, width, tuple(made[name]), tuple(used[name])) for name, width in self.widths.items()
+        ]
 
     def with_widths(self, widths: Mapping[str, int]) -> "WRN":
         """Fresh network with other widths; units left out keep theirs."""

@@ -14,6 +14,7 @@ METRICS = ("top1", "top5", "loss")
 SETTINGS = (
     "criterion",
     "protocol",
+    "optimizer",
     "schedule",
     "retrain",
     "sparsity.allocation",

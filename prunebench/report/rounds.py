@@ -88,9 +88,9 @@ def round_lines(result: Mapping, *, width: int) -> list[str]:
 
 def phase_line(row: Mapping) -> str:
     """One line about a finished phase, given its row of `rounds`."""
-    after = f"top-1 {percent(row['test']['top1'])} %"
+    after = f"top-1 {percent(row['test']['top1'])}"
     if row.get("pruned"):
-        after = f"top-1 {percent(row['pruned']['top1'])} % pruned, {percent(row['test']['top1'])} % retrained"
+        after = f"top-1 {percent(row['pruned']['top1'])} pruned, {percent(row['test']['top1'])} retrained"
     if row.get("delta") is not None and row["sparsity"] > 0:
         after += f" ({points(row['delta'])})"
     return f"{row['phase']}: {percent(row['sparsity'])} % sparse, {after}, {seconds(row['seconds'])} s"

@@ -74,7 +74,7 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping], *, width: int) -> 
             break
         shown.pop(max(spare, key=lambda i: (shown[i].rank, i)))
     for i in (i for i, c in enumerate(shown) if c.text):
-        change = max(min(room, natural[i] - widths[i]), NARROWEST_TEXT - widths[i])
+        change = max(min(room, natural[i] - widths[i]), min(0, NARROWEST_TEXT - widths[i]))
         widths[i] += change
         room -= change
     body = [_line(shown, widths, [content[c.key][i] for c in shown]) for i in range(len(rows))]

@@ -156,7 +156,7 @@ def test_a_short_phase_takes_one_plain_line():
             step(display, at, float(at))
         display.phase_end(a_round(1))
     lines = stream.getvalue().splitlines()
-    assert lines == 3 * ["round-01: 20.00 % sparse, top-1 50.00 % pruned, 97.90 % retrained (-0.10), 12.0 s"]
+    assert lines == 3 * ["round-01: 20.00 % sparse, top-1 50.00 pruned, 97.90 retrained (-0.10), 12.0 s"]
 
 
 def test_a_plain_line_says_where_the_run_is():
@@ -277,7 +277,7 @@ def test_columns_leave_by_rank_before_text_is_cut_to_a_third():
     rows = [{"a": "a-very-long-name", "b": 12345, "c": 67890}]
     assert table(columns, rows, width=30)[-1] == "a-very-long-name  12345  67890"
     assert table(columns, rows, width=26)[-1] == "a-ver..-name  12345  67890"
-    assert table(columns, rows, width=20)[-1] == "a-ver..g-name  67890"
+    assert table(columns, rows, width=20)[-1] == "a-very..-name  67890"
     assert table(columns, rows, width=12)[-1] == "a-ver..-name"
 
 

@@ -30,7 +30,8 @@ CIFAR100 = CIFAR | {"num_classes": 100}
 TINY = {"in_channels": 3, "num_classes": 200, "image_size": 64}
 IMAGENET = {"in_channels": 3, "num_classes": 1000, "image_size": 224}
 
-# builder, options, parameters, prunable weights (shared/methods/datasets-models.md, 3c; None: not given there)
+# builder, options, parameters, prunable weights (shared/methods/datasets-models.md, 3c; None: not given
+# there)
 COUNTS = [
     (LeNet300, MNIST, 266_610, 266_200),
     (LeNet5, MNIST, 431_080, 430_500),
@@ -139,12 +140,16 @@ def bottleneck_net(**data: int) -> ResNet:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("shape", [(1, 8), (1, 28), (3, 32), (3, 64)], ids=str)
-def test_forward_gives_one_logit_per_class(name, shape):
-    channels, size = shape
-    if name.startswith("lenet5") and size < 28:
-        pytest.skip("LeNet-5 refuses images this small; see the test of its message")
+FITTING = [
+    (name, channels, size)
+    for name in SMALL
+    for channels, size in [(1, 8), (1, 28), (3, 32), (3, 64)]
+    if size >= 28 or not name.startswith("lenet5")
+]
+
+
+@pytest.mark.parametrize(("name", "channels", "size"), FITTING)
+def test_forward_gives_one_logit_per_class(name, channels, size):
     with torch.device("meta"):
         model = build(name, in_channels=channels, num_classes=7, image_size=size)
         assert model(torch.zeros(3, channels, size, size)).shape == (3, 7)
@@ -267,7 +272,7 @@ def test_vgg_features_equal_torchvision_with_its_weights():
     import torchvision
 
     torch.manual_seed(0)
-    theirs = torchvision.models.vgg11_bn(num_classes=1).features.eval()
+    theirs = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["A"], batch_norm=True).eval()
     ours = VGG(11, **CIFAR).features.eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 32, 32)
@@ -293,7 +298,9 @@ def test_vit_equals_timm_with_its_weights():
     ours.load_state_dict(state)
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)  # one matrix product against three
+        torch.testing.assert_close(
+            ours(x), theirs(x), rtol=1e-5, atol=1e-5
+        )  # one matrix product against three
 
 
 def test_option_a_pads_both_sides_of_the_channels():
@@ -308,14 +315,14 @@ def test_cifar_initialisation_is_kaiming_fan_out_with_scale_one():
     torch.manual_seed(0)
     model = resnet_cifar(depth=20, **CIFAR)
     conv = model.layer3[1].conv1
-    assert float(conv.weight.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    assert float(conv.weight.detach().std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
     assert all(bool((m.weight == 1).all()) for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 def test_lottery_ticket_nets_start_from_glorot_normal():
     torch.manual_seed(0)
     layer = LeNet300(**MNIST).fc1
-    assert float(layer.weight.std()) == pytest.approx((2 / (784 + 300)) ** 0.5, rel=0.02)
+    assert float(layer.weight.detach().std()) == pytest.approx((2 / (784 + 300)) ** 0.5, rel=0.02)
     assert int(torch.count_nonzero(layer.bias)) == 0
 
 
@@ -324,19 +331,18 @@ def test_initial_loss_is_near_that_of_guessing(name):
     torch.manual_seed(0)
     model = build(name, in_channels=3, num_classes=10, image_size=16)
     loss = F.cross_entropy(model(torch.randn(16, 3, 16, 16)), torch.arange(16) % 10)
-    assert float(loss) == pytest.approx(2.303, rel=0.3)  # 15 % in the mean over draws; this is one draw
+    assert float(loss.detach()) == pytest.approx(2.303, rel=0.3)  # ln 10, one draw
 
 
-def test_every_nonlinearity_and_shortcut_is_a_module_used_once():
-    for name in SMALL:
-        model = build(name, in_channels=3, num_classes=10, image_size=32).eval()
-        calls = {n: 0 for n, m in model.named_modules() if not list(m.children())}
-        for n, m in model.named_modules():
-            if n in calls:
-                m.register_forward_hook(lambda *_, n=n: calls.__setitem__(n, calls[n] + 1))
-        with torch.no_grad():
-            model(torch.zeros(1, 3, 32, 32))
-        assert set(calls.values()) == {1}, name
+@pytest.mark.parametrize("name", SMALL)
+def test_every_nonlinearity_and_shortcut_is_a_module_used_once(name):
+    with torch.device("meta"):
+        model = build(name, in_channels=3, num_classes=10, image_size=32)
+        calls = {m: 0 for m in model.modules() if not list(m.children())}
+        for module in calls:
+            module.register_forward_hook(lambda m, *_: calls.__setitem__(m, calls[m] + 1))
+        model(torch.zeros(2, 3, 32, 32))
+    assert set(calls.values()) == {1}
 
 
 def test_narrow_strided_pointwise_convolution_has_the_same_values_and_trains_in_channels_last():
@@ -366,7 +372,11 @@ def test_foreign_narrow_strided_pointwise_convolutions_are_found():
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (LeNet5, {"image_size": 8}, "model=lenet5: needs images of at least 28x28, got 8x8; choose dataset.size=28"),
+        (
+            LeNet5,
+            {"image_size": 8},
+            "model=lenet5: needs images of at least 28x28, got 8x8; choose dataset.size=28",
+        ),
         (LeNet5, {"variant": "tf"}, "variant=tf: must be one of caffe, lecun"),
         (Conv, {"depth": 3}, "depth=3: must be 2, 4 or 6"),
         (resnet_cifar, {"depth": 21}, "depth=21: must be 6n+2"),
@@ -376,12 +386,20 @@ def test_foreign_narrow_strided_pointwise_convolutions_are_found():
         (resnet, {"stem": "tiny"}, "stem=tiny: must be auto, cifar or imagenet"),
         (VGG, {"depth": 12}, "depth=12: must be one of 11, 13, 16, 19"),
         (VGG, {"depth": 11, "head_layers": 4}, "head_layers=4: must be 1, 2 or 3"),
-        (VGG, {"depth": 11, "head_norm": True}, "head_layers=1: head_width, head_norm and dropout need a hidden layer"),
+        (
+            VGG,
+            {"depth": 11, "head_norm": True},
+            "head_layers=1: head_width, head_norm and dropout need a hidden layer",
+        ),
         (VGG, {"depth": 11, "dropout": 1.0}, "dropout=1.0: must lie in [0, 1)"),
         (WRN, {"depth": 20}, "depth=20: must be 6n+4"),
         (WRN, {"dropout": -0.1}, "dropout=-0.1: must lie in [0, 1)"),
         (ViT, {"heads": 5}, "heads=5: must divide dim=192"),
-        (ViT, {"patch": 4, "image_size": 30}, "patch=4: must divide the image side 30; choose model.patch from 1, 2, 3"),
+        (
+            ViT,
+            {"patch": 4, "image_size": 30},
+            "patch=4: must divide the image side 30; choose model.patch from 1, 2, 3",
+        ),
         (LeNet300, {"widths": {"fc3": 4}}, "widths={'fc3': 4}: must name units of the model: fc1, fc2"),
         (LeNet300, {"widths": {"fc1": 0}}, "widths={'fc1': 0}: must be at least 1"),
     ],
