@@ -20,3 +20,7 @@ def main() -> None:
     from prunebench import launch
 
     sys.exit(launch.launch(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -82,7 +82,9 @@ def run_experiment(
     display.plan(f"{title(choices)}, seed {cfg['seed']}", plan_rows(plan, run, macs, choices), facts)
     if cfg["plan"]:
         return "planned"
-    make_directory(directory)
+    if rank == 0:
+        make_directory(directory)
+    parallel.wait_for_all(world)
     lock = FileLock(str(directory / "lock"))
     try:
         if rank == 0:
@@ -102,6 +104,7 @@ def run_experiment(
             display=display,
             store=open_store(cfg, plan, run, method, threads, display, asked_to_stop),
             export=partial(_export, directory=directory, cfg=cfg),
+            picture=partial(_picture, directory=directory),
             eval_every=trainer["eval_every"],
             checkpoint_every=trainer["checkpoint_every"],
             checkpoint_seconds=trainer["checkpoint_seconds"],
@@ -114,6 +117,7 @@ def run_experiment(
             recorder.close()
     finally:
         lock.release()
+        parallel.stop()
     return "done"
 
 
@@ -229,6 +233,7 @@ def assemble(
         method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
     plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
+    plan = [phase.settled(run) for phase in plan]
     make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])
     check(plan, run, method, trainer, make_optimizer)
     method.attach(run)
@@ -275,8 +280,7 @@ def wrap(run: Run, trainer: Mapping[str, Any]) -> nn.Module:
                 raise ValueError(
                     "trainer.sync_bn=true: needs CUDA; on CPUs BatchNorm uses each process's own part"
                 )
-            raise_if_changed = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            model = raise_if_changed
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         devices = [run.device] if run.device.type == "cuda" else None
         model = nn.parallel.DistributedDataParallel(model, device_ids=devices)
     return torch.compile(model) if trainer["compile"] else model
@@ -557,3 +561,9 @@ def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]
         "sparsity": run.masks.sparsity,
     }
     write_final(directory, run, method, description=description)
+
+
+def _picture(result: Mapping[str, Any], *, directory: Path) -> None:
+    from prunebench.report.curve import curve_png
+
+    curve_png(result, directory / "curve.png")

@@ -125,7 +125,7 @@ def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
     from prunebench.experiment import run_experiment
 
     signals = Signals()
-    display = Display()
+    display = Display(live=False if _jobs(settings) > 1 else None)
     with signals.installed():
         try:
             run_experiment(

@@ -4,8 +4,10 @@ Every protocol is called with the training schedule and the retraining schedule;
 options of conf/protocol. Lengths are "160ep" or "2000it". A phase of length 0 trains nothing (prune only).
 """
 
+from functools import partial
 from typing import Any, Literal, get_args
 
+from prunebench.core.allocation import sparsity_after_rounds
 from prunebench.core.phase import Phase, Schedule, parse_length
 from prunebench.ramps import geometric, linear
 
@@ -93,6 +95,7 @@ def iterative(
     dense: str,
     target: float | None = None,
     rate: float | None = None,
+    layer_rates: dict[str, float] | None = None,
     spacing: Spacing = "geometric",
     retrain: str | None = None,
     retrain_total: str | None = None,
@@ -118,6 +121,8 @@ def iterative(
       dense: length of dense training.
       target: sparsity after the last round, in [0, 1). Either this or `rate`.
       rate: share of the remaining weights removed in every round, in (0, 1).
+      layer_rates: layer pattern -> that share for each layer. With neither `target` nor `rate` they say how
+        many weights every round leaves (arXiv 1803.03635, figure 2).
       spacing: of the rounds towards `target`: equal shares of the remaining weights (geometric), or equal
         counts.
       retrain: length of every round. One of `retrain`, `retrain_total` and `budget`; with none, a round that
@@ -147,7 +152,7 @@ def iterative(
     _check_rewind(weights, rewind_to, dense)
     if control == "reinit" and weights == "random":
         raise ValueError("protocol.control=reinit: must be none with protocol.weights=random, which reinits")
-    asked = _asked(rounds, target, rate, spacing)
+    asked = _asked(rounds, target, rate, layer_rates, spacing)
     lengths = _lengths(rounds, dense, retrain, retrain_total, budget, weights, rewind_to)
 
     snapshot = (("rewind", rewind_to),) if weights == "rewind" else ()
@@ -169,10 +174,18 @@ def iterative(
     return plan
 
 
-def _asked(rounds: int, target: float | None, rate: float | None, spacing: str) -> list[float]:
-    """Sparsity after every round, of the original weights."""
+def _asked(
+    rounds: int,
+    target: float | None,
+    rate: float | None,
+    layer_rates: dict[str, float] | None,
+    spacing: str,
+) -> list[Any]:
+    """Sparsity after every round, of the original weights; a function of the run where layers have own rates."""
     if rounds < 1:
         raise ValueError(f"sparsity.rounds={rounds}: must be at least 1; or choose protocol=dense")
+    if target is None and rate is None and layer_rates:
+        return [partial(sparsity_after_rounds, rates=layer_rates, rounds=j) for j in range(1, rounds + 1)]
     if (target is None) == (rate is None):
         both = f"sparsity.target={_yaml(target)} sparsity.rate={_yaml(rate)}"
         raise ValueError(f"{both}: exactly one must be given; set the other to null")

@@ -19,6 +19,7 @@ from prunebench.metrics.evaluation import evaluate
 from prunebench.result import assemble, round_row
 from prunebench.store import PrefixStore
 
+AGREE_EVERY = 50  # steps between two exchanges about signals, with several processes
 SHOW_EVERY = 0.25  # seconds between two looks at the loss for the display
 
 
@@ -89,6 +90,7 @@ class Recorder:
       display: what the user sees.
       store: shared prefixes, or None.
       export: called with the run at the end; writes the final weights.
+      picture: called with the result; draws its curve.
       eval_every: validation accuracy is measured this often, "1ep" or "500it".
       checkpoint_every: a checkpoint is written this often, and at phase ends.
       checkpoint_seconds: and when this long has passed since the last one.
@@ -105,13 +107,15 @@ class Recorder:
         display: Any,
         store: PrefixStore | None,
         export: Callable[[Run, Method], None],
+        picture: Callable[[Mapping[str, Any]], None],
         eval_every: str,
         checkpoint_every: str,
         checkpoint_seconds: float,
         asked_to_stop: Callable[[], int],
     ):
         self.directory, self.plan, self.identity, self.macs = directory, plan, identity, macs
-        self.display, self.store, self.export, self.asked_to_stop = display, store, export, asked_to_stop
+        self.display, self.store, self.asked_to_stop = display, store, asked_to_stop
+        self.export, self.picture = export, picture
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.checkpoint_seconds = checkpoint_seconds
         self.rounds: list[dict[str, Any]] = []
@@ -239,8 +243,8 @@ class Recorder:
         if run.world == 1:
             stop = bool(self.asked_to_stop())
         else:  # the processes have to agree, which costs a message
-            epoch_end = clock.step % run.data.steps_per_epoch == 0
-            stop = epoch_end and parallel.any_rank(bool(self.asked_to_stop()), run.device, run.world)
+            due = clock.step % AGREE_EVERY == 0 or clock.step % run.data.steps_per_epoch == 0
+            stop = due and parallel.any_rank(bool(self.asked_to_stop()), run.device, run.world)
         late = time.monotonic() - self._saved_at > self.checkpoint_seconds
         if stop or late or clock.total % self._checkpoint_steps == 0:
             self._judge_losses(run, phase)
@@ -308,6 +312,7 @@ class Recorder:
             self._file.flush()
             self.export(run, method)
             result = assemble(run, self)
+            self.picture(result)
             text = json.dumps(result, indent=1, allow_nan=False) + "\n"
             checkpoint.write_atomically(self.directory / "result.json", lambda f: f.write(text.encode()))
             self.display.finish(result, str(self.directory))

@@ -1,10 +1,12 @@
 """How a sparsity is spread over layers: functions (shapes, sparsity) -> sparsity of each layer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -106,6 +108,45 @@ def by_rates(shapes: Shapes, sparsity: float, *, rates: Mapping[str, float]) -> 
         middle = (low + high) / 2
         low, high = (middle, high) if kept(middle) > keep else (low, middle)
     return {n: 1 - (1 - rates[n]) ** low for n in shapes}
+
+
+def resolve_layers(
+    option: str, by_pattern: Mapping[str, float], names: Sequence[str], model: nn.Module
+) -> dict[str, float]:
+    """Layer name -> value of the last pattern that matches it.
+
+    Args:
+      option: the key under `sparsity`, for messages.
+      by_pattern: fnmatch pattern on parameter names, or "head" for the classifier -> value.
+      names: prunable parameters.
+      model: knows its classifier's name.
+
+    Raises:
+      ValueError: if a pattern matches nothing, or a layer matches none.
+    """
+    head = f"{getattr(model, 'head', 'head')}.weight"
+    values: dict[str, float] = {}
+    for pattern, value in by_pattern.items():
+        matched = [n for n in names if fnmatchcase(n, head if pattern == "head" else pattern)]
+        if not matched:
+            raise ValueError(f"sparsity.{option}.{pattern}: matches no prunable layer, such as {names[0]}")
+        values |= dict.fromkeys(matched, value)
+    if missing := [n for n in names if n not in values]:
+        raise ValueError(f"sparsity.{option}: gives no value for layer {missing[0]}; add a pattern such as '*'")
+    return {n: values[n] for n in names}
+
+
+def sparsity_after_rounds(run: Any, *, rates: Mapping[str, float], rounds: int) -> float:
+    """Overall sparsity when every layer has lost its own share of what remained, `rounds` times.
+
+    Args:
+      run: its masks say what is prunable.
+      rates: layer pattern -> share per round (see `resolve_layers`).
+      rounds: at least 0.
+    """
+    per_layer = resolve_layers("layer_rates", rates, list(run.masks), run.model)
+    kept = sum(m.numel() * (1 - per_layer[n]) ** rounds for n, m in run.masks.items())
+    return 1 - kept / run.masks.total
 
 
 ALLOCATIONS = {"uniform": uniform, "uniform_plus": uniform_plus, "er": er, "erk": erk}

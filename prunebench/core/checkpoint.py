@@ -57,6 +57,7 @@ def save(path: Path, *, run: Any, method: Any, extra: Mapping[str, Any]) -> None
         "version": VERSION,
         "run": _to_cpu(state),
         "method": _to_cpu(method.state_dict()),
+        "names": names,
         "extra": dict(extra),
     }
     write_atomically(path, lambda file: torch.save(content, file))

@@ -74,3 +74,9 @@ def wait_for_all(world: int) -> None:
 def local_rank() -> int:
     """Number of this process on its machine, which names its CUDA device."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def stop() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

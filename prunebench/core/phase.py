@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 LENGTH = re.compile(r"(\d+(?:\.\d+)?)(ep|it)")
@@ -43,7 +43,8 @@ class Phase:
       name: appears in every result row; unique in the plan.
       length: "160ep" or "2000it", or a function of the run where it depends on the pruned network.
       schedule: learning rate over the phase.
-      sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone.
+      sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone. A function
+        of the run where it depends on the layers' sizes; `settled` puts its value in.
       weights: after pruning, "keep" the weights, draw them again ("random"), or restore a snapshot by name.
       shuffle: control that permutes the new masks: within each layer, over all layers, or with the same
         sparsity in each layer ("even"); None keeps them.
@@ -55,12 +56,16 @@ class Phase:
     name: str
     length: str | Callable[[Any], str]
     schedule: Schedule
-    sparsity: float | None = None
+    sparsity: float | Callable[[Any], float] | None = None
     weights: str = "keep"
     shuffle: Literal["layerwise", "global", "even"] | None = None
     snapshot: tuple[tuple[str, str], ...] = ()
     keep: Literal["last", "best"] = "last"
     patience: str | None = None
+
+    def settled(self, run: Any) -> "Phase":
+        """This phase with the sparsity as a number."""
+        return replace(self, sparsity=self.sparsity(run)) if callable(self.sparsity) else self
 
     def steps(self, run: Any) -> int:
         """Length in optimizer steps for this run's data."""

@@ -47,12 +47,14 @@ def make_data(
     chosen = selection.choose(train[1], test[1], len(class_names), hold_out=valid is None)
     images = resize(take(train[0], chosen.train), size)
     if valid is None:
-        valid = (take(train[0], chosen.valid), train[1][chosen.valid])
+        valid_images, valid_labels = take(train[0], chosen.valid), train[1][chosen.valid]
+    else:
+        valid_images, valid_labels = take(valid[0], torch.arange(len(valid[1]))), valid[1]
     measured = statistics(images) if mean is None or std is None else ([], [])
     return Data(
         name=selection.dataset,
         train=(images, chosen.train_labels),
-        valid=(resize(torch.as_tensor(valid[0]), size), valid[1]),
+        valid=(resize(valid_images, size), valid_labels),
         test=(resize(take(test[0], chosen.test), size), test[1][chosen.test]),
         class_names=class_names,
         mean=measured[0] if mean is None else mean,

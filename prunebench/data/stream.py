@@ -63,6 +63,22 @@ def collate(samples: list[Sample | ValueError]) -> tuple[Tensor, Tensor] | Value
     return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
 
+def endless_keys(
+    seed: int, step: int, *, images: int, batch_size: int, rank: int, world: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Keys (seed, epoch, index) of one rank's part of every training batch from `step` on, without end."""
+    steps_per_epoch = math.ceil(images / batch_size)
+    order, drawn = torch.empty(0), None
+    for current in itertools.count(step):
+        epoch, position = divmod(current, steps_per_epoch)
+        if epoch != drawn:
+            order = torch.randperm(images, generator=generator(seed, "data", epoch))
+            drawn = epoch
+        start = position * batch_size
+        start, stop = part(start, min(start + batch_size, images), rank, world)
+        yield [(seed, epoch, index) for index in order[start:stop].tolist()]
+
+
 class StreamData:
     """Labelled images on disk, with the interface of `Data`.
 
@@ -143,11 +159,14 @@ class StreamData:
         """
         if self._expected != (seed, rank, world, step):
             self._running = None  # ends the old workers before new ones start
-            keys = self._keys(seed, step, rank=rank, world=world)
+            keys = endless_keys(
+                seed, step, images=self.sizes["train"], batch_size=self.batch_size, rank=rank, world=world
+            )
             self._running = iter(self._loader("train", keys))
-        images, labels = self._finish(next(self._running))
-        self._expected = (seed, rank, world, step + 1)
-        return images, labels
+        read, self._expected = next(self._running), (seed, rank, world, step + 1)
+        if isinstance(read, ValueError):
+            self._running = self._expected = None
+        return self._finish(read)
 
     def evaluation(self, split: str, *, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
         """All images of a split in a fixed order, resized and centre-cropped, as `Data.evaluation`."""
@@ -163,18 +182,6 @@ class StreamData:
         """Distinct random training images, resized and centre-cropped, as `Data.scoring`."""
         chosen = choose(generator, batches=batches, batch_size=batch_size or self.batch_size, data=self)
         return list(self._plain("train", chosen.tolist()))
-
-    def _keys(self, seed: int, step: int, *, rank: int, world: int) -> Iterator[list[tuple[int, int, int]]]:
-        """Keys of this rank's part of every batch from `step` on, without end."""
-        order, drawn = torch.empty(0), None
-        for current in itertools.count(step):
-            epoch, position = divmod(current, self.steps_per_epoch)
-            if epoch != drawn:
-                order = torch.randperm(self.sizes["train"], generator=generator(seed, "data", epoch))
-                drawn = epoch
-            start = position * self.batch_size
-            start, stop = part(start, min(start + self.batch_size, self.sizes["train"]), rank, world)
-            yield [(seed, epoch, index) for index in order[start:stop].tolist()]
 
     def _plain(self, split: str, batches: Iterator[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         keys = ([(None, 0, index) for index in batch] for batch in batches)

@@ -97,7 +97,7 @@ def find_tiny(root: Path, *, download: bool) -> Path:
 
 
 def tiny_layout(source: Path) -> Layout:
-    """`class_folders`, with the classes of val/images/* from val_annotations.txt; test/ (unlabelled) is out."""
+    """`class_folders`, but val/images/* have classes from val_annotations.txt; without unlabelled test/."""
     classes: dict[str, str] = {}
     for _, text in members(source, lambda name: name.endswith("val/val_annotations.txt")):
         rows = (line.split("\t") for line in text.decode(errors="replace").splitlines())

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunebench.core.allocation import by_rates
+from prunebench.core.allocation import by_rates, resolve_layers
 from prunebench.core.method import Method
 from prunebench.core.run import Run
 from prunebench.core.selection import layer_counts, select
@@ -132,29 +131,8 @@ class Pruner(Method):
         """The allocation with patterns resolved to this network's layers."""
         names = list(run.masks)
         if self.allocation == "rates":
-            return partial(by_rates, rates=_resolve("layer_rates", self.layer_rates, names, run.model))
+            return partial(by_rates, rates=resolve_layers("layer_rates", self.layer_rates, names, run.model))
         if isinstance(self.allocation, Mapping):
-            return _resolve("allocation", self.allocation, names, run.model)
+            return resolve_layers("allocation", self.allocation, names, run.model)
         return self.allocation
 
-
-def _resolve(
-    option: str, by_pattern: Mapping[str, float], names: list[str], model: nn.Module
-) -> dict[str, float]:
-    """Layer name -> value of the last pattern that matches it.
-
-    Raises:
-      ValueError: if a pattern matches nothing, or a layer matches none.
-    """
-    head = f"{getattr(model, 'head', 'head')}.weight"
-    values: dict[str, float] = {}
-    for pattern, value in by_pattern.items():
-        matched = [n for n in names if fnmatchcase(n, head if pattern == "head" else pattern)]
-        if not matched:
-            raise ValueError(f"sparsity.{option}.{pattern}: matches no prunable layer, such as {names[0]}")
-        values |= dict.fromkeys(matched, value)
-    if missing := [n for n in names if n not in values]:
-        raise ValueError(
-            f"sparsity.{option}: gives no value for layer {missing[0]}; add a pattern such as '*'"
-        )
-    return {n: values[n] for n in names}

@@ -202,9 +202,9 @@ def _pretrained(name: str, kwargs: dict[str, Any]) -> nn.Module:
     except (OSError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(
-            f"model.pretrained=true: no weights for model.name={name} ({reason}); set "
-            "model.pretrained=false, or model.checkpoint=<file> with weights of this model, or run once with a "
-            "network connection to fill the cache"
+            f"model.pretrained=true: no weights for model.name={name} ({reason}); "
+            "set model.pretrained=false, or model.checkpoint=<file> with weights of this model, "
+            "or run once with a network connection to fill the cache"
         ) from error
 
 

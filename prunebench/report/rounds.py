@@ -1,5 +1,6 @@
 """The two tables of one run: its plan before training, its rounds afterwards."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from prunebench.report.table import Column, count, percent, points, ratio, seconds, table
@@ -57,7 +58,18 @@ def plan_lines(title: str, phases: Sequence[Mapping], facts: Mapping[str, str], 
         folded = {"name": f"... {len(rows) - 2 * half} more", "weights": "", "schedule": "", "note": ""}
         rows = [*rows[:half], folded, *rows[-half:]]
     label = max(map(len, facts), default=0)
-    told = [f"  {name.ljust(label)}  {text}" for name, text in facts.items()]
+    told = []
+    for name, text in facts.items():
+        start = f"  {name.ljust(label)}  "
+        # A path stays in one piece, to be copied, even where it is wider than the terminal.
+        told += textwrap.wrap(
+            text,
+            width,
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     hint = (
         "sparsity in percent; MACs per image x images, as a share of the run"
         if known

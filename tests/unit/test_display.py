@@ -113,6 +113,14 @@ def test_plan_shares_add_up_and_fit(width):
     ]
 
 
+def test_a_long_fact_is_folded_and_a_path_is_not():
+    facts = {"data": "digits, " * 15 + "end", "directory": "/results" * 15}
+    lines = plan_lines("", [a_phase()], facts, width=80)
+    assert max(map(len, lines[1:3])) <= 80
+    assert lines[2].startswith(13 * " " + "digits")
+    assert "/results" * 15 in "".join(lines)
+
+
 def test_a_plan_with_unknown_lengths_and_costs_is_printed():
     lines = plan_lines("", [a_phase(steps=None, epochs=None, cost=None)], {}, width=80)
     assert next(line for line in lines if line.startswith("total")).split() == ["total", "-", "-", "-"]
