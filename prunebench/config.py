@@ -1,14 +1,13 @@
-"""The configuration: its schema, its identity, and three nets that catch mistakes before anything is built."""
+"""The configuration: its schema, its identity, and nets that catch mistakes before anything is built."""
 
 import difflib
 import hashlib
 import inspect
 import json
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,6 +15,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from prunebench.hints import fits, name_of
 
 GIVEN_BY_CODE = {
     *("base", "p", "run", "params", "device", "batch_size", "schedule", "retrain_schedule"),
@@ -26,7 +27,7 @@ NOT_IN_ID_OF_TRAINER = (
     *("device", "threads", "checkpoint_every", "checkpoint_seconds"),
     *("share", "store", "quiet"),
 )
-# Options that came later, with the value that means "as before": they leave the ids of older runs as they were.
+# Options that came later, with the value that means "as before": ids of older runs stay as they were.
 LATER: dict[str, Any] = {}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
@@ -60,6 +61,7 @@ class Trainer:
     precision: str = "auto"
     channels_last: Any = "auto"
     compile: bool = False
+    cuda_graph: bool = False
     deterministic: bool = True
     sync_bn: bool = False
     label_smoothing: float = 0.0
@@ -167,6 +169,8 @@ def problems(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         resolved = plain(cfg)
     except OmegaConfBaseException as error:
         return [f"{error.full_key}: {str(error).splitlines()[0]}"]
+    if missing := [f.name for f in fields(Config) if f.name not in resolved]:
+        return [f"~{name}: a run needs it; leave it in" for name in missing]
     raw = OmegaConf.to_container(cfg, resolve=False)
     found = [p for key in resolved for p in _walk(resolved[key], raw[key], key)]
     return list(dict.fromkeys(found)) or list(_unread(cfg, overrides))
@@ -199,13 +203,12 @@ def _check_call(node: dict[str, Any], raw: dict[str, Any], path: str) -> Iterato
         if key not in signature.parameters:
             options = sorted(set(signature.parameters) - GIVEN_BY_CODE - {"self"})
             yield f"{path}.{key}: no such option of {name.rsplit('.', 1)[-1]}{_suggest(path, key, options)}"
-        elif key in hints and not _fits(value, hints[key]):
+        elif key in hints and not fits(value, hints[key]):
             source = re.fullmatch(r"\$\{([a-z_][\w.]*)\}", str(raw[key]))
-            number = isinstance(value, int | float) and _fits("", hints[key])
+            number = isinstance(value, int | float) and fits("", hints[key])
             hint = f"; a length has its unit: {value}ep (epochs) or {value}it (steps)" if number else ""
-            yield (
-                f"{source[1] if source else f'{path}.{key}'}={_shown(value)}: must be {_type_name(hints[key])}{hint}"
-            )
+            subject = source[1] if source else f"{path}.{key}"
+            yield f"{subject}={_shown(value)}: must be {name_of(hints[key])}{hint}"
     for key, parameter in signature.parameters.items():
         wanted = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,
@@ -226,53 +229,22 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(h) for h in typing.get_args(hint) if h not in (typing.Any,))
-    if hint is type(None):
-        return "null"
-    plain_names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return plain_names.get(hint, str(hint).replace("typing.", "").replace("<class '", "").replace("'>", ""))
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value can be of the annotated type; what YAML cannot express is let through."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, h) for h in arguments)
-    if origin is typing.Literal:
-        return any(value == a and type(value) is type(a) for a in arguments)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
-        return isinstance(value, hint)
-    if origin in (list, tuple) and isinstance(value, list):
-        item = arguments[0] if arguments else Any
-        return all(_fits(v, item) for v in value)
-    if origin is dict and isinstance(value, dict):
-        return all(_fits(v, arguments[1]) for v in value.values())
-    scalar = isinstance(value, str | int | float | bool) or value is None
-    return not (scalar and (origin in (list, tuple, dict) or (isinstance(hint, type) and hint is not object)))
-
-
 REFERENCE = re.compile(r"\$\{(?:share:\$\{)?([a-z_][\w.]*)")
 
 
 def _unread(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """Overrides that nothing reads, such as `sparsity.rounds=5` with a method that prunes once.
 
-    Only the groups that others read by interpolation can be left unread; what is called is checked by its signature.
+    Only the groups that others read by interpolation can be left unread; what is called is checked by its
+    signature. Values of `recipe` are recommendations that a method may leave aside, so that one sweep can
+    hold many methods.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     protocol = raw["protocol"]["_target_"].rsplit(".", 1)[-1]
     called = {"schedule"} if protocol == "dense" else {"schedule", "retrain"}
-    passive = {"sparsity", "recipe", "criterion", "retrain", "hydra"} - called
+    passive = {"sparsity", "criterion", "retrain", "hydra"} - called
     reads = {"sparsity.exclude"} | called
-    pending = [repr({k: v for k, v in raw.items() if k not in passive})]
+    pending = [repr({k: v for k, v in raw.items() if k not in passive | {"recipe"}})]
     while pending:
         for key in REFERENCE.findall(pending.pop()):
             if key not in reads:
@@ -281,8 +253,17 @@ def _unread(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     for text in overrides:
         key = re.split(r"[=@]", text.lstrip("+~"))[0].replace("/", ".")
         read = any(r == key or key.startswith(f"{r}.") or r.startswith(f"{key}.") for r in reads)
-        if key.split(".")[0] in passive - {"hydra"} and not read:
+        if (key.split(".")[0] in passive - {"hydra"} and not read) or _is_foreign(key):
             yield f"{text}: nothing in this run reads '{key}'"
+
+
+def _is_foreign(key: str) -> bool:
+    """Whether a key was added with `+` where only the schema's keys are read."""
+    known, (group, *rest) = {f.name for f in fields(Config)}, key.split(".")
+    typed = {"sparsity": Sparsity, "trainer": Trainer}.get(group)
+    if typed is None or not rest:
+        return group not in (*known, *GROUPS, "hydra")
+    return rest[0] not in {f.name for f in fields(typed)}
 
 
 def _raw_at(raw: Any, key: str) -> Any:

@@ -15,11 +15,13 @@ from torch import nn
 from prunebench import __version__
 from prunebench.core import parallel
 from prunebench.core.checkpoint import write_atomically
+from prunebench.core.graph import GraphedStep, reset_optimizer_
 from prunebench.core.loop import fit
 from prunebench.core.method import Method, leaves_training_alone
 from prunebench.core.phase import Phase, parse_length
 from prunebench.core.run import Run, seeded
 from prunebench.core.units import prunable_names
+from prunebench.data.loader import Data
 from prunebench.metrics.cost import count_macs
 from prunebench.record import Recorder
 from prunebench.result import write_final
@@ -66,7 +68,7 @@ def run_experiment(
     """
     from filelock import FileLock, Timeout
 
-    if not cfg["plan"] and (directory / "result.json").exists():
+    if not cfg["plan"] and is_done(directory):
         display.event(f"already done: {directory} (delete it to run again)")
         return "already done"
     trainer = cfg["trainer"]
@@ -83,7 +85,9 @@ def run_experiment(
     if cfg["plan"]:
         return "planned"
     if rank == 0:
-        make_directory(directory)
+        make_directory(directory, "out", directory.parent)
+        if trainer["share"] != "none" and world == 1:
+            make_directory(Path(trainer["store"]), "trainer.store", trainer["store"])
     parallel.wait_for_all(world)
     lock = FileLock(str(directory / "lock"))
     try:
@@ -119,6 +123,15 @@ def run_experiment(
         lock.release()
         parallel.stop()
     return "done"
+
+
+def is_done(directory: Path) -> bool:
+    """Whether a whole result.json is there; a damaged one is written again from the last checkpoint."""
+    try:
+        json.loads((directory / "result.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 # Parts
@@ -235,6 +248,10 @@ def assemble(
     plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
     plan = [phase.settled(run) for phase in plan]
     make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])
+    if trainer["cuda_graph"]:
+        check_graph(run, method, trainer)
+        run.graphed_step = GraphedStep()
+        make_optimizer = keep_optimizer(make_optimizer)
     check(plan, run, method, trainer, make_optimizer)
     method.attach(run)
     return run, method, plan, make_optimizer
@@ -295,13 +312,23 @@ def check(
     spe = run.data.steps_per_epoch
     for key in ("eval_every", "checkpoint_every"):
         try:
-            parse_length(trainer[key], spe)
+            steps = parse_length(trainer[key], spe)
         except ValueError as error:
-            raise ValueError(f"trainer.{key}: {error}") from None
+            raise ValueError(f"trainer.{key}={trainer[key]}: {str(error).split(': ', 1)[1]}") from None
+        if steps < 1:
+            raise ValueError(f"trainer.{key}={trainer[key]}: must be at least one step, 1it")
+    if not 0 <= trainer["label_smoothing"] <= 1:
+        raise ValueError(f"trainer.label_smoothing={trainer['label_smoothing']}: must lie in [0, 1]")
     if trainer["share"] not in ("none", "dense", "all"):
         raise ValueError(f"trainer.share={trainer['share']}: must be one of none, dense, all")
     if trainer["decay"] not in ("all", "weights"):
         raise ValueError(f"trainer.decay={trainer['decay']}: must be one of all, weights")
+    left_over = run.data.sizes["train"] % run.data.batch_size
+    if run.world > 1 and (0 < left_over < run.world or run.data.batch_size < run.world):
+        raise ValueError(
+            f"trainer.batch_size={run.data.batch_size}: leaves a last batch of {left_over} images for {run.world} "
+            "processes; choose another batch size"
+        )
     method.check(run, [p.sparsity for p in plan if p.sparsity is not None])
     for phase in plan:
         if phase.keep == "best" or phase.patience is not None:
@@ -313,7 +340,10 @@ def check(
             run.clock.steps = steps
             phase.schedule(run.progress())
     run.clock.steps = 0
-    make_optimizer(run, method)
+    try:
+        make_optimizer(run, method)
+    except ValueError as error:  # torch names the option only in its own words
+        raise ValueError(f"optimizer: {error}; correct optimizer.* or choose another optimizer") from None
 
 
 def _make_optimizer(factory: Callable, decay: str, run: Run, method: Method) -> torch.optim.Optimizer:
@@ -334,6 +364,46 @@ def _make_optimizer(factory: Callable, decay: str, run: Run, method: Method) -> 
     for group in optimizer.param_groups:
         group["initial_lr"] = float(group["lr"])
     return optimizer
+
+
+def check_graph(run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
+    """Refuse CUDA graphs where they cannot work.
+
+    Raises:
+      ValueError: naming what stands in the way.
+    """
+    reason = None
+    if run.device.type != "cuda":
+        reason = f"needs CUDA, the device is {run.device.type}"
+    elif run.world > 1 or trainer["compile"]:
+        reason = "goes neither with several processes nor with trainer.compile=true"
+    elif not leaves_training_alone(method):
+        reason = f"a captured step is always the same, {type(method).__name__} changes it"
+    elif not isinstance(run.data, Data):
+        reason = "needs data that lie on the device"
+    if reason:
+        raise ValueError(f"trainer.cuda_graph=true: {reason}; set it to false")
+
+
+def keep_optimizer(make: Callable) -> Callable:
+    """An optimizer factory that builds once and then gives the same object with its state set to 0."""
+    built: list[torch.optim.Optimizer] = []
+
+    def again(run: Run, method: Method) -> torch.optim.Optimizer:
+        if not built:
+            optimizer = make(run, method)
+            for group in optimizer.param_groups:
+                if group.get("dampening"):
+                    raise ValueError("trainer.cuda_graph=true: goes with optimizer.dampening=0 only")
+                dtype = torch.float32 if run.device.type == "cuda" else torch.float64
+                group["lr"] = torch.tensor(float(group["lr"]), dtype=dtype, device=run.device)
+                if "capturable" in group:
+                    group["capturable"] = True
+            built.append(optimizer)
+        reset_optimizer_(built[0])
+        return built[0]
+
+    return again
 
 
 # What is shared with other runs
@@ -374,7 +444,7 @@ def prefix_keys(
     trainer = {
         k: cfg["trainer"][k]
         for k in (
-            *("batch_size", "precision", "channels_last", "compile", "deterministic"),
+            *("batch_size", "precision", "channels_last", "compile", "cuda_graph", "deterministic"),
             *("label_smoothing", "decay", "eval_every"),
         )
     }
@@ -477,8 +547,8 @@ def identify(cfg: Mapping[str, Any], choices: Mapping[str, Any], identity: str) 
     }
 
 
-def make_directory(directory: Path) -> None:
-    """Create the result directory and see that it can be written.
+def make_directory(directory: Path, key: str, value: object) -> None:
+    """Create the directory that an option names and see that it can be written.
 
     Raises:
       ValueError: if it cannot.
@@ -490,7 +560,7 @@ def make_directory(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(
-            f"out={directory.parent}: cannot write result directories there ({error.strerror}); choose another out=..."
+            f"{key}={value}: cannot be written ({error.strerror}); choose another {key}=..."
         ) from None
 
 

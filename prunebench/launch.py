@@ -1,10 +1,8 @@
-"""Hydra's part of `prune-run`: compose, check, run one job or a sweep, and turn every failure into one line."""
+"""Hydra's part of `prune-run`: compose, check, run a job or a sweep, and turn every failure into one line."""
 
-import difflib
 import json
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -17,12 +15,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from prunebench import config, overview
+from prunebench import config
+from prunebench.explain import check_arguments, explain
 
 FAILURES = "PRUNEBENCH_FAILURES"  # names the file in which the jobs of a sweep write what failed
 
@@ -38,6 +36,7 @@ class Signals:
         self.number = 0
 
     def __call__(self) -> int:
+        """The number of the signal that has come in, or 0."""
         return self.number
 
     def _receive(self, number: int, frame: Any) -> None:
@@ -66,13 +65,17 @@ def launch(arguments: Sequence[str]) -> int:
     config.register()
     sweep = any(a in ("-m", "--multirun") for a in arguments)
     try:
-        check_groups(arguments)
+        if found := check_arguments(arguments):
+            raise ConfigError("\n".join(found))
         with failure_file() as failures:
             with suppress(KeyboardInterrupt):  # a signal stopped a job, which has noted it
                 application()
             failed = [json.loads(line) for line in failures.read_text().splitlines()]
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(explain(error), 2)
+        return _fail(explain(error, arguments), 2)
+    except OSError as error:  # Hydra makes the result directory before the job begins
+        where = f"{error.filename}: cannot write result directories there ({error.strerror})"
+        return _fail(f"{where}; choose another out=...", 2)
     except Exception as error:
         return _fail(*judge(error))
     if not failed:
@@ -113,6 +116,8 @@ def job(cfg: DictConfig) -> None:
             print(f"prune-run: job {settings.job.num} failed: {message}", file=sys.stderr)
         if code >= 128 and multiprocessing.parent_process() is None:
             raise KeyboardInterrupt from None
+    finally:
+        remove_if_empty(Path(settings.runtime.output_dir), parents=0 if sweep else 1)
 
 
 def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
@@ -130,7 +135,7 @@ def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
         try:
             run_experiment(
                 plain,
-                directory=Path(settings.runtime.output_dir),
+                directory=_relative(Path(settings.runtime.output_dir)),
                 choices=choices,
                 overrides=overrides,
                 instantiate=instantiate,
@@ -141,6 +146,18 @@ def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
             )
         finally:
             display.close()
+
+
+def remove_if_empty(directory: Path, *, parents: int) -> None:
+    """Remove a result directory that Hydra made for a plan or a mistake, and so many folders above it."""
+    with suppress(OSError):
+        for folder in (directory, *directory.parents[:parents]):
+            folder.rmdir()
+
+
+def _relative(path: Path) -> Path:
+    """The path as seen from the working directory, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _jobs(settings: Any) -> int:
@@ -193,8 +210,8 @@ def judge(error: BaseException) -> tuple[str, int]:
         return str(cause), 1
     if isinstance(cause, OSError):
         where = f"{cause.filename}: " if cause.filename else ""
-        text = f"{where}{cause.strerror or cause}; the last good checkpoint is kept: make room and type the same command"
-        return text, 1
+        kept = "the last good checkpoint is kept: make room and type the same command"
+        return f"{where}{cause.strerror or cause}; {kept}", 1
     if isinstance(cause, ValueError):
         return str(cause), 2
     if isinstance(cause, HydraException | OmegaConfBaseException):
@@ -213,82 +230,3 @@ def _fail(message: str, code: int) -> int:
     else:
         print(f"prune-run: {message}", file=sys.stderr)
     return code
-
-
-def explain(error: BaseException) -> str:
-    """One line about an error of Hydra or OmegaConf, with the key, and the closest name where there is one."""
-    text = _chain(error)
-    if match := re.search(r"Could not find '([\w]+)/([^']+)'", text):
-        group, option = match[1], match[2]
-        return f"{group}={option}: no such {group}; {_closest(option, list(overview.options(group)))}"
-    if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
-        if "No match in the defaults list" in text:
-            return f"{match[1]}: no such group; {_closest(match[1], config.GROUPS)}"
-        return _unknown_key(match[1])
-    if match := re.search(r"Key '([^']+)' (?:is )?not in", text):
-        full = re.search(r"full_key: (\S+)", text)
-        return _unknown_key(full[1] if full else match[1])
-    full = re.search(r"full_key: (\S+)", text)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text):
-        wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(
-            match[2], match[2]
-        )
-        return f"{full[1] if full else 'value'}={match[1]}: must be {wanted}"
-    return f"{full[1]}: {first}" if full and full[1] not in first else first
-
-
-def _chain(error: BaseException | None) -> str:
-    parts = []
-    while error is not None:
-        parts.append(str(error))
-        error = error.__cause__ or error.__context__
-    return "\n".join(parts)
-
-
-def _closest(name: str, options: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, options, 1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(options)}"
-
-
-def _unknown_key(key: str) -> str:
-    """Message for a key that the configuration does not have."""
-    *parents, last = key.split(".")
-    try:
-        with hydra.initialize_config_dir(str(config.conf_directory().absolute()), version_base="1.3"):
-            from hydra import compose
-
-            cfg = compose("config")
-        for parent in parents:
-            cfg = cfg[parent]
-        options = list(cfg)
-    except (HydraException, OmegaConfBaseException, KeyError, TypeError, ValueError):
-        return f"{key}: no such option"
-    path = "".join(f"{p}." for p in parents)
-    close = difflib.get_close_matches(last, options, 1)
-    hint = (
-        f"did you mean '{path}{close[0]}'?"
-        if close
-        else f"there are {', '.join(f'{path}{o}' for o in options)}"
-    )
-    return f"{key}: no such option; {hint}"
-
-
-def check_groups(arguments: Sequence[str]) -> None:
-    """Refuse unknown options of groups in a sweep before its first job runs.
-
-    Raises:
-      ConfigError: naming every unknown option.
-    """
-    typed = [a for a in arguments if "=" in a and not a.startswith("-")]
-    found = []
-    for override in OverridesParser.create().parse_overrides(typed):
-        if override.key_or_group not in config.GROUPS or not override.is_sweep_override():
-            continue
-        known = list(overview.options(override.key_or_group))
-        for value in override.sweep_string_iterator():
-            if value not in known and value not in ("null", "[]") and not value.startswith("["):
-                group = override.key_or_group
-                found.append(f"{group}={value}: no such {group}; {_closest(value, known)}")
-    if found:
-        raise ConfigError("\n".join(found))

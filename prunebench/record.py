@@ -205,7 +205,7 @@ class Recorder:
     def pruned(self, run: Run, method: Method, phase: Phase) -> None:
         """Measure the test accuracy right after pruning, before anything is restored or trained."""
         self.started, self.seconds = time.monotonic(), 0.0
-        self.pruned_test = evaluate(run, method, "test")
+        self.pruned_test = self._measure(run, method, phase, "test")
         self._row(run, phase, "prune", split="test", when="pruned", asked=phase.sparsity, **self.pruned_test)
         self.display.event(
             f"{phase.name}: pruned to {run.masks.sparsity:.2%}, {run.masks.kept:,} of {run.masks.total:,} weights kept, "
@@ -230,7 +230,7 @@ class Recorder:
         if clock.step % run.data.steps_per_epoch == 0 or last:
             self._epoch_row(run, phase)
         if run.data.sizes.get("valid") and (clock.step % self._eval_steps == 0 or last):
-            measured = evaluate(run, method, "valid")
+            measured = self._measure(run, method, phase, "valid")
             top1 = self._top1 = measured["top1"]
             self._row(run, phase, "eval", split="valid", when="epoch", **measured)
         return top1
@@ -254,8 +254,8 @@ class Recorder:
 
     def phase_end(self, run: Run, method: Method, phase: Phase) -> None:
         """Measure the test accuracy and add the phase's row to the table of rounds."""
-        test = evaluate(run, method, "test")
-        valid = evaluate(run, method, "valid") if run.data.sizes.get("valid") else None
+        test = self._measure(run, method, phase, "test")
+        valid = self._measure(run, method, phase, "valid") if run.data.sizes.get("valid") else None
         self.samples.append(_images_seen(run))
         row = round_row(
             run,
@@ -349,13 +349,23 @@ class Recorder:
         if bad is None:
             return losses
         step = run.clock.step - len(losses) + bad + 1
+        raise self._diverged(run, phase, f"the loss is {losses[bad]}", step)
+
+    def _measure(self, run: Run, method: Method, phase: Phase, split: str) -> dict[str, float]:
+        """Metrics of a split. A loss that is not finite ends the run before a checkpoint or a result has it."""
+        measured = evaluate(run, method, split)
+        if not math.isfinite(measured["loss"]):
+            raise self._diverged(run, phase, f"the {split} loss is {measured['loss']}", run.clock.step)
+        return measured
+
+    def _diverged(self, run: Run, phase: Phase, what: str, step: int) -> Diverged:
         kept = (
             f"the checkpoint of step {self._saved_total} is kept"
             if (self.directory / "checkpoint.pt").exists()
             else "no checkpoint had been written"
         )
-        raise Diverged(
-            f"training diverged: the loss is {losses[bad]} in phase {phase.name}, step {step} of {run.clock.steps} "
+        return Diverged(
+            f"training diverged: {what} in phase {phase.name}, step {step} of {run.clock.steps} "
             f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower optimizer.lr "
             f"(now {run.optimizer.param_groups[0]['initial_lr']:g})"
         )

@@ -175,6 +175,8 @@ def train_step(phase: Phase, run: Run, method: Method) -> Tensor:
     set_learning_rate(phase, run)
     x, y = run.data.batch(run.seed, run.clock.total, rank=run.rank, world=run.world)
     run.model.train()
+    if run.graphed_step is not None and len(y) == run.data.batch_size:
+        return run.graphed_step(run, method, x, y)
     run.optimizer.zero_grad(set_to_none=True)
     with run.autocast():
         loss = method.loss(run, method.forward(run, x), y)

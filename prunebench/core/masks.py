@@ -107,12 +107,17 @@ class Masks(Mapping[str, Tensor]):
             self._bound = (model, [params[n] for n in multipliers], list(multipliers.values()))
         return self._bound[1], self._bound[2]
 
+    def addresses(self, model: nn.Module) -> tuple[int, ...]:
+        """Where the multipliers lie: equal as long as masks change in place only."""
+        return tuple(m.data_ptr() for m in self._bind(model)[1])
+
     @torch.no_grad()
     def zero_weights_(self, model: nn.Module) -> None:
         """Set the pruned entries of the model's parameters to 0."""
         params, multipliers = self._bind(model)
         if params:
             torch._foreach_mul_(params, multipliers)
+            torch._foreach_add_(params, 0.0)  # -0 becomes 0, as a packed checkpoint gives it back
 
     @torch.no_grad()
     def zero_gradients_(self, model: nn.Module) -> None:

@@ -108,6 +108,7 @@ class Run:
         self.precision, self.rank, self.world = precision, rank, world
         self.masks = Masks.ones(model, prunable)
         self.optimizer: torch.optim.Optimizer | None = None
+        self.graphed_step: Callable[..., Tensor] | None = None  # prunebench.core.graph.GraphedStep
         self.clock = Clock()
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self._fresh_state = fresh_state

@@ -92,7 +92,9 @@ def test_share_out_of_range_is_an_error(share):
 
 
 def test_unknown_kind_is_an_error():
-    with pytest.raises(ValueError, match="dataset.noise_kind=odd: must be symmetric, asymmetric or pairflip"):
+    with pytest.raises(
+        ValueError, match=r"dataset\.noise_kind=odd: must be symmetric, asymmetric or pairflip"
+    ):
         selection(noise_kind="odd")
 
 

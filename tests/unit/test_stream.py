@@ -201,5 +201,5 @@ def test_wrong_arguments_name_the_key(tree, change, message):
 
 def test_a_tar_cannot_be_streamed(tmp_path):
     (tmp_path / "imagenet.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match="must be a folder or .zip"):
+    with pytest.raises(ValueError, match=r"must be a folder or \.zip"):
         imagenet(tmp_path / "imagenet.tar")

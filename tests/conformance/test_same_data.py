@@ -1,0 +1,64 @@
+"""Every method sees the same images, and scoring leaves no trace."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from pathlib import Path
+CRITERIA = sorted(
+    p.stem for p in (Path(__file__).parents[2] / "conf" / "criterion").glob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("network", ["wrn", "lenet300"])
+def test_the_batches_of_a_run_are_those_of_its_seed_whatever_the_method(kit, traced, case, network):
+    whole = traced(case, network)
+    data = kit.assemble(whole.overrides).run.data
+    seed = whole.parts.run.seed
+    assert [b[0] for b in whole.seen.batches] == [(seed, step) for step in range(whole.seen.steps)]
+    for (_, images, labels), step in zip(whole.seen.batches, range(whole.seen.steps)):
+        x, y = data.batch(seed, step)
+        assert torch.equal(images, x)
+        assert torch.equal(labels, y)
+
+
+def everything(run):
+    """All that a criterion could leave changed, as plain values."""
+    return {
+        "state": {k: v.clone() for k, v in run.model.state_dict().items()},
+        "modes": {n: m.training for n, m in run.model.named_modules()},
+        "gradients": {n: None if p.grad is None else p.grad.clone() for n, p in run.model.named_parameters()},
+        "requires_grad": {n: p.requires_grad for n, p in run.model.named_parameters()},
+        "hooks": {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in run.model.named_modules()},
+        "masks": dict(run.masks),
+        "clock": vars(run.clock).copy(),
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients on": torch.is_grad_enabled(),
+    }
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scoring_leaves_mode_gradients_statistics_and_randomness_as_they_were(kit, criterion, training):
+    case = next(c for c in kit.cases() if c.method == "one_shot")
+    parts = kit.assemble(kit.tiny(case, "wrn", f"criterion={criterion}"))
+    run, score = parts.run, parts.method.criterion
+    x, y = run.data.batch(0, 0)
+    run.loss_fn(run.model.train()(x), y).backward()  # statistics and gradients of an earlier step
+    run.model.train(training)
+    next(run.model.children()).eval()  # a part that somebody froze
+    before = everything(run)
+    if criterion == "none":
+        with pytest.raises(ValueError, match="criterion=none"):
+            score(run)
+        return
+    scores = score(run)
+    assert kit.differences(before, everything(run)) == []
+    assert set(scores) == set(run.masks)
+    assert all(scores[n].shape == m.shape and bool(scores[n].isfinite().all()) for n, m in run.masks.items())
+    assert kit.differences(scores, score(run)) == []

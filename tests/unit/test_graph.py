@@ -1,0 +1,68 @@
+"""The graphed step's bookkeeping, with a capture that needs no CUDA: it must change no number."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from prunebench.core.graph import GraphedStep
+from prunebench.core.loop import Sink, fit
+from prunebench.core.phase import Phase
+from prunebench.core.run import Run
+from prunebench.criteria.magnitude import magnitude
+from prunebench.experiment import keep_optimizer
+from prunebench.methods.pruner import Pruner
+
+
+class Batches:
+    """Twelve random images, the last batch smaller."""
+
+    steps_per_epoch, batch_size, sizes = 3, 5, {"train": 12}
+
+    def __init__(self):
+        rng = torch.Generator().manual_seed(0)
+        self.x, self.y = torch.randn(12, 1, 6, 6, generator=rng), torch.arange(12) % 3
+
+    def batch(self, seed, step, *, rank=0, world=1):
+        start = step % 3 * 5
+        return self.x[start : start + 5], self.y[start : start + 5]
+
+
+def train(graphed):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 3)
+    )
+    run = Run(
+        model=model, data=Batches(), loss_fn=nn.CrossEntropyLoss(), prunable=["0.weight", "5.weight"], seed=0
+    )
+    make = partial(_sgd)
+    if graphed:
+        run.graphed_step = GraphedStep(capture=lambda work: work)
+        make = keep_optimizer(make)
+    plan = [
+        Phase(f"phase-{i}", "7it", lambda p: 1 - p.step / p.steps, sparsity=s)
+        for i, s in enumerate((None, 0.5, 0.7, 0.8))
+    ]
+    fit(plan, run, Pruner(magnitude), make, Sink())
+    return run
+
+
+def _sgd(run, method):
+    optimizer = torch.optim.SGD(
+        run.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True, fused=True
+    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def test_graphed_training_equals_ordinary_training_bit_for_bit():
+    ordinary, graphed = train(False), train(True)
+    for name, value in ordinary.model.state_dict().items():
+        assert torch.equal(value, graphed.model.state_dict()[name]), name
+    assert all(torch.equal(m, graphed.masks[n]) for n, m in ordinary.masks.items())
+
+
+def test_masks_of_later_rounds_need_no_new_capture():
+    assert train(True).graphed_step.captures == 2  # dense, first pruning event
