@@ -1,5 +1,6 @@
 """What has to be measured in a process of its own: `python -m benchmarks.children NAME ARGUMENT ...`."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -142,11 +143,11 @@ def share(*arguments: str) -> None:
 
 
 def memory(prior: str) -> None:
-    """One pruning event on a ViT-B/16; prints its peak memory beyond what was in use, in multiples of the weights."""
+    """A pruning event on a ViT-B/16; prints its peak memory beyond what was in use, over the weights'."""
     import torch
 
     from benchmarks.parts import synthetic
-    from benchmarks.pruning import Event
+    from benchmarks.pruning import Event, dense_weights
 
     torch.set_num_threads(1)
     p = synthetic(
@@ -155,7 +156,7 @@ def memory(prior: str) -> None:
         images=10,
         batch_size=8,
     )
-    event = Event(p, prior=float(prior))
+    event = Event(p, dense_weights(p), prior=float(prior))
     event.prepare()
     weights = sum(4 * m.numel() for m in p.run.masks.values())
     before = _reset_peak()
@@ -164,7 +165,8 @@ def memory(prior: str) -> None:
 
 
 def _reset_peak() -> int:
-    """Forget the peak of this process's memory; what is in use now, in bytes."""
+    """Give back what is free, and forget the peak of this process's memory; what is in use now, in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -175,7 +177,7 @@ def _status(key: str) -> int:
 
 
 def work(steps: str) -> None:
-    """A worker of a sweep: for every line read, trains this many steps with one thread and prints the seconds."""
+    """A worker of a sweep: for every line read, trains this many steps and prints the seconds; one thread."""
     import torch
 
     from benchmarks.parts import epochs_of, synthetic

@@ -20,7 +20,8 @@ def measure(rounds: Callable[[int], int]) -> Iterator[Row]:
             spent = json.loads(child("share", f"out={folder}", **cores))
         shares.append((spent["record"] - spent["evaluate"]) / spent["fit"])
         evaluation.append(spent["evaluate"] / spent["fit"])
-    yield at_most("P22", "checkpoints, rows, display, picture: share of the default run", shares, 0.05, 0.02, unit="%")
+    what = "checkpoints, rows, display, picture: share of the default run"
+    yield at_most("P22", what, shares, 0.05, 0.02, unit="%")
     yield report("", "evaluation: share of the default run", evaluation, unit="%")
     program, whole, torch = str(Path(sys.executable).with_name("prune-run")), [], []
     for _ in range(rounds(5)):

@@ -1,4 +1,4 @@
-"""P3, P4: an epoch of the real loop between its floor (nothing but arithmetic) and the usual loop of others."""
+"""P3, P4: an epoch of the real loop, its floor (nothing but arithmetic), and the usual loop of others."""
 
 import copy
 import tempfile

@@ -60,7 +60,7 @@ def prune(p: Parts, sparsity: float) -> None:
 
 
 def sgd(model: nn.Module, **options: Any) -> torch.optim.SGD:
-    """SGD with Nesterov momentum and weight decay; `fused=True` for the fused kernel, else torch's default."""
+    """SGD with Nesterov momentum and weight decay; `fused=True` for the fused kernel, else the default."""
     return torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, **options
     )
@@ -97,7 +97,7 @@ class EpochDone(Exception):
 
 
 class EpochRecorder(Recorder):
-    """The real recorder, which leaves the loop at the end of every epoch; the next call of `fit` goes on there."""
+    """The real recorder, which leaves the loop at every epoch's end; the next call of `fit` goes on."""
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
         """As always, then stop at an epoch's end."""
@@ -107,7 +107,7 @@ class EpochRecorder(Recorder):
 
 
 def epochs_of(p: Parts, directory: Path, sparsity: float | None) -> Callable[[], None]:
-    """A function that trains one epoch by `prunebench.core.loop.fit`, with rows, display and checkpoints as usual.
+    """A function that trains one epoch by `prunebench.core.loop.fit`, rows, display, checkpoints as usual.
 
     Args:
       p: the run; its own plan is not used.

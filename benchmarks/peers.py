@@ -1,4 +1,4 @@
-"""How others do it, in a few lines each: torch.nn.utils.prune, and the schemes of ShrinkBench and open_lth."""
+"""How others do it, in a few lines: torch.nn.utils.prune, and the schemes of ShrinkBench and open_lth."""
 
 import copy
 

@@ -1,11 +1,11 @@
-"""P7 to P10: one global magnitude pruning event, against others' schemes, its worst case, and its exactness."""
+"""P7 to P10: one global magnitude pruning event against others' schemes, its worst case, its exactness."""
 
 import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from benchmarks import peers
@@ -18,21 +18,23 @@ from prunebench.criteria.magnitude import magnitude
 GRID = 200  # weights rounded to multiples of 1 / GRID have a few dozen distinct magnitudes
 PER_ROUND = 0.2  # share of what is alive that a later round removes
 
+Weights = dict[str, Tensor]
+
 
 class Event:
     """A pruning event that can be had again and again: scores, threshold, masks, zeroing.
 
     Args:
-      p: the run; its weights are put back before every event.
+      p: the run.
+      weights: name -> the dense weights, put back before every event.
       prior: sparsity before the event.
       ties: round the weights, so that most scores are tied.
     """
 
-    def __init__(self, p: Parts, *, prior: float = 0.0, ties: bool = False):
+    def __init__(self, p: Parts, weights: Weights, *, prior: float = 0.0, ties: bool = False):
         self.p, self.run, self.prior = p, p.run, prior
         self.sparsity = 1 - (1 - prior) * (1 - PER_ROUND) if prior else 0.8
-        weights = {n: w.detach() for n, w in p.run.model.named_parameters() if n in p.run.masks}
-        self.weights = {n: (w * GRID).round() / GRID if ties else w.clone() for n, w in weights.items()}
+        self.weights = {n: (w * GRID).round() / GRID if ties else w for n, w in weights.items()}
         magnitudes = {n: w.abs() for n, w in self.weights.items()}
         self.masks = dict(select(magnitudes, prior, min_kept=1)) if prior else None
         if self.masks is not None:
@@ -85,19 +87,24 @@ class Event:
         return wrong
 
 
+def dense_weights(p: Parts) -> Weights:
+    """Copies of the prunable weights, in their memory format."""
+    return {n: w.detach().clone() for n, w in p.run.model.named_parameters() if n in p.run.masks}
+
+
 def measure(rounds: Callable[[int], int]) -> Iterator[Row]:
     """Rows of the group."""
     p = synthetic("resnet18", "dataset.channels=3", "dataset.size=32", images=8, batch_size=8)
-    yield from _exact(p)
-    yield from _first_round(p, rounds(12))
+    weights = dense_weights(p)
+    yield from _exact(p, weights)
+    yield from _first_round(Event(p, weights), rounds(12))
     for prior, bar, ambitious in ((0.5, 10, 14), (0.8, 10, 20), (0.95, 10, 40)):
-        yield from _later_round(p, prior, rounds(7), bar, ambitious)
-    yield from _spread(p, rounds(30))
+        yield from _later_round(Event(p, weights, prior=prior), rounds(7), bar, ambitious)
+    yield from _spread(p, weights, rounds(30))
     yield from _transformer(rounds(3))
 
 
-def _first_round(p: Parts, rounds: int) -> Iterator[Row]:
-    event = Event(p)
+def _first_round(event: Event, rounds: int) -> Iterator[Row]:
     seconds = alternate(
         {
             "ours": event.ours(),
@@ -110,17 +117,17 @@ def _first_round(p: Parts, rounds: int) -> Iterator[Row]:
     )
     ours = seconds["ours"]
     yield control("our event, resnet18", seconds, "ours", "again")
-    yield at_least("P7", "global_unstructured / our event: resnet18, first round", seconds["global"] / ours, 20, 40)
+    what = "global_unstructured / our event: resnet18, first round"
+    yield at_least("P7", what, seconds["global"] / ours, 20, 40)
     yield at_least("P8", "ShrinkBench's scheme / our event", seconds["quantile"] / ours, 3.5, 4.5)
     yield at_least("P8", "open_lth's scheme / our event", seconds["sort"] / ours, 2.5, 3.5)
 
 
-def _later_round(p: Parts, prior: float, rounds: int, bar: float, ambitious: float) -> Iterator[Row]:
-    event = Event(p, prior=prior)
+def _later_round(event: Event, rounds: int, bar: float, ambitious: float) -> Iterator[Row]:
     seconds = alternate(
         {"ours": event.ours(), "global": event.theirs(peers.global_unstructured, PER_ROUND)}, rounds
     )
-    what = f"global_unstructured / our event: resnet18, {prior:.0%} pruned before"
+    what = f"global_unstructured / our event: resnet18, {event.prior:.0%} pruned before"
     yield at_least("P7", what, seconds["global"] / seconds["ours"], bar, ambitious)
 
 
@@ -131,7 +138,7 @@ def _transformer(rounds: int) -> Iterator[Row]:
         images=1000,
         batch_size=8,
     )
-    event = Event(p)
+    event = Event(p, dense_weights(p))
     seconds = alternate(
         {"ours": event.ours(), "global": event.theirs(peers.global_unstructured, event.sparsity)}, rounds
     )
@@ -139,16 +146,17 @@ def _transformer(rounds: int) -> Iterator[Row]:
     yield at_least("P7", what, seconds["global"] / seconds["ours"], 40, 70)
 
 
-def _exact(p: Parts) -> Iterator[Row]:
+def _exact(p: Parts, weights: Weights) -> Iterator[Row]:
     wrong = 0
     for ties in (False, True):
         for prior in (0.0, 0.5, 0.8, 0.95):
-            wrong += Event(p, prior=prior, ties=ties).error()
-    event = Event(p)
+            wrong += Event(p, weights, prior=prior, ties=ties).error()
+    event = Event(p, weights)
     for sparsity in (0.0, 1e-7, 0.5, 0.999, 1 - 30 / p.run.masks.total):
         event.sparsity = sparsity
         wrong += event.error()
-    yield at_most("P9", "weights too many or too few: ties, prior zeros, 0 to 99.9997 %", wrong, 0, 0, unit="")
+    what = "weights too many or too few: ties, prior zeros, 0 to 99.9997 %"
+    yield at_most("P9", what, wrong, 0, 0, unit="")
     scores = {n: torch.zeros_like(s) for n, s in magnitude(p.run).items()}
     masks = select(scores, 0.9)
     flat = np.concatenate([m.flatten().numpy() for m in masks.values()])
@@ -156,9 +164,9 @@ def _exact(p: Parts) -> Iterator[Row]:
     yield at_most("P9", "weights out of order: all scores equal, channels_last", wrong, 0, 0, unit="")
 
 
-def _spread(p: Parts, rounds: int) -> Iterator[Row]:
-    events = {"no ties": Event(p), "ties": Event(p, ties=True)}
-    events |= {f"{prior:.0%} pruned": Event(p, prior=prior) for prior in (0.5, 0.8, 0.95)}
+def _spread(p: Parts, weights: Weights, rounds: int) -> Iterator[Row]:
+    events = {"no ties": Event(p, weights), "ties": Event(p, weights, ties=True)}
+    events |= {f"{prior:.0%} pruned": Event(p, weights, prior=prior) for prior in (0.5, 0.8, 0.95)}
     seconds = alternate({name: event.ours() for name, event in events.items()}, rounds)
     table = np.stack(list(seconds.values()))
     medians = np.median(table, 1)

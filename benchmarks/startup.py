@@ -25,10 +25,12 @@ def measure(rounds: Callable[[int], int]) -> Iterator[Row]:
         rounds(30),
     )
     yield control("import hydra", seconds, "hydra", "again")
-    yield at_most("P17", "prune-run --help / python -c 'import hydra'", seconds["help"] / seconds["hydra"], 2, 1.5)
-    yield at_most("P17", "prune-run list / python -c 'import hydra'", seconds["list"] / seconds["hydra"], 2, 1.5)
-    heavy = sum(child("modules", *a.split()) == "torch" for a in ("--help", "--version", "list", "list methods"))
-    yield at_most("P17", "of --help, --version, list: those that import torch", heavy, 0, 0, unit="")
+    for name, shown in (("help", "--help"), ("list", "list")):
+        what = f"prune-run {shown} / python -c 'import hydra'"
+        yield at_most("P17", what, seconds[name] / seconds["hydra"], 2, 1.5)
+    asked = ("--help", "--version", "list", "list methods")
+    heavy = sum(child("modules", *arguments.split()) == "torch" for arguments in asked)
+    yield at_most("P17", f"of {', '.join(asked)}: those that import torch", heavy, 0, 0, unit="")
 
     def first_step() -> float:
         with tempfile.TemporaryDirectory() as folder:

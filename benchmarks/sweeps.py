@@ -12,7 +12,10 @@ from benchmarks.children import ROOT, child
 from benchmarks.timing import Row, at_least, at_most
 
 STEPS = 100
-JOBS = ("method=one_shot", "protocol.dense=3ep", "protocol.retrain=1ep", "trainer.threads=1", "trainer.share=none")
+JOBS = (
+    *("method=one_shot", "protocol.dense=3ep", "protocol.retrain=1ep"),
+    *("trainer.threads=1", "trainer.share=none"),
+)
 
 
 def measure(rounds: Callable[[int], int]) -> Iterator[Row]:

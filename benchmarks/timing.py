@@ -84,9 +84,10 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """ "ok *" (ambitious mark), "ok" or "short"; a control is "noisy" outside 0.97 to 1.03."""
+        """Ambitious mark: "ok *", bar: "ok", else "short"; a control is "noisy" outside 0.97 to 1.03."""
         if self.sense is None:
-            return "" if self.goal or 0.97 <= self.median <= 1.03 else "noisy"
+            noisy = self.what.startswith("control") and not 0.97 <= self.median <= 1.03
+            return "noisy" if noisy else ""
         return "ok *" if self.reaches(self.ambitious) else "ok" if self.reaches(self.bar) else "short"
 
 
@@ -114,7 +115,7 @@ def control(what: str, seconds: Mapping[str, np.ndarray], one: str, again: str) 
     return Row("", f"control, {what} again", seconds[again] / seconds[one])
 
 
-HEAD = f"{'goal':5} {'what':62} {'median':>9} {'quartiles':>17} {'n':>3} {'bar':>9} {'*':>7}  verdict"
+HEAD = f"{'goal':5} {'what':72} {'median':>9} {'quartiles':>17} {'n':>3} {'bar':>9} {'*':>7}  verdict"
 
 
 def line(row: Row) -> str:
@@ -124,9 +125,9 @@ def line(row: Row) -> str:
     bar = f"{row.sense} {_number(row.bar, row.unit)}" if row.sense else ""
     best = _number(row.ambitious, row.unit) if row.ambitious is not None else ""
     count = row.values.size
+    median = _number(row.median, row.unit)
     return (
-        f"{row.goal:5} {row.what:62} {_number(row.median, row.unit):>9} {quartiles:>17} {count:3} {bar:>9} {best:>7}"
-        f"  {row.verdict}"
+        f"{row.goal:5} {row.what:72} {median:>9} {quartiles:>17} {count:3} {bar:>9} {best:>7}  {row.verdict}"
     )
 
 

@@ -99,6 +99,8 @@ def run_experiment(
         ) from None
     try:
         if rank == 0:
+            for left in directory.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink()
             write_start(directory, cfg, choices, overrides, identity, device=device, threads=threads)
         recorder = Recorder(
             directory,
@@ -595,7 +597,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
     return {
         "prunebench": __version__,
         "python": platform.python_version(),
-        "packages": {p: version(p) for p in packages},
+        "packages": {p: version(p) for p in packages} | {"torch": torch.__version__},  # with its CUDA
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -69,7 +69,7 @@ def launch(arguments: Sequence[str]) -> int:
             raise ConfigError("\n".join(found))
         with failure_file() as failures:
             with suppress(KeyboardInterrupt):  # a signal stopped a job, which has noted it
-                application()
+                application(arguments)
             failed = [json.loads(line) for line in failures.read_text().splitlines()]
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(explain(error, arguments), 2)
@@ -92,8 +92,10 @@ def launch(arguments: Sequence[str]) -> int:
     return worst if worst >= 128 else 2 if all(job["code"] == 2 for job in failed) else 1
 
 
-def application() -> None:
-    """Hydra's entry: parses sys.argv, composes, and calls `job` once or for every combination of a sweep."""
+def application(arguments: Sequence[str]) -> None:
+    """Hydra's entry: parses the arguments, composes, and calls `job` once or for all jobs of a sweep."""
+    # Hydra's parser takes -m only before or after all overrides; here it may stand anywhere.
+    sys.argv[1:] = sorted(arguments, key=lambda a: a not in ("-m", "--multirun"))
     hydra.main(version_base="1.3", config_path=str(config.conf_directory()), config_name="config")(job)()
 
 
@@ -108,7 +110,7 @@ def job(cfg: DictConfig) -> None:
         run_job(cfg, settings, overrides)
     except (Exception, KeyboardInterrupt) as error:
         # Noted rather than raised: Hydra would print it in its own way, and end a sweep with it.
-        message, code = judge(error)
+        message, code = judge(error, settings.runtime.output_dir)
         line = json.dumps({"overrides": overrides, "message": message, "code": code})
         with open(os.environ[FAILURES], "a") as file:
             file.write(line + "\n")
@@ -196,8 +198,8 @@ def failure_file() -> Iterator[Path]:
 # From exceptions to one line
 
 
-def judge(error: BaseException) -> tuple[str, int]:
-    """Message and exit code of a failed run."""
+def judge(error: BaseException, directory: str = "") -> tuple[str, int]:
+    """Message and exit code of a failed run, whose result directory is named where a write failed."""
     cause = error
     while isinstance(cause, InstantiationException) and (cause.__cause__ or cause.__context__) is not None:
         cause = cause.__cause__ or cause.__context__
@@ -208,10 +210,9 @@ def judge(error: BaseException) -> tuple[str, int]:
         return "stopped, with a checkpoint; type the same command to go on", 128 + cause.signal
     if name in ("Diverged", "CheckpointError"):
         return str(cause), 1
-    if isinstance(cause, OSError):
-        where = f"{cause.filename}: " if cause.filename else ""
+    if failed := _failed_write(cause):
         kept = "the last good checkpoint is kept: make room and type the same command"
-        return f"{where}{cause.strerror or cause}; {kept}", 1
+        return f"{failed.filename or directory}: {failed.strerror or failed}; {kept}", 1
     if isinstance(cause, ValueError):
         return str(cause), 2
     if isinstance(cause, HydraException | OmegaConfBaseException):
@@ -220,6 +221,13 @@ def judge(error: BaseException) -> tuple[str, int]:
         return "out of memory; lower trainer.batch_size (the last good checkpoint is kept)", 1
     detail = "".join(traceback.format_exception(cause))
     return f"internal error, please report it:\n{detail}", 1
+
+
+def _failed_write(error: BaseException | None) -> OSError | None:
+    """The OSError that an error is or comes from; torch.save makes a RuntimeError of that of a full disk."""
+    while isinstance(error, RuntimeError):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, OSError) else None
 
 
 def _fail(message: str, code: int) -> int:

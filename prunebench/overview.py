@@ -8,11 +8,11 @@ from pathlib import Path
 from prunebench import __version__
 
 EXAMPLES = """\
-  prune-run                                             lenet300 on digits, ten rounds, seconds
-  prune-run method=imp model=resnet18                   one network, pruned and retrained in rounds
-  prune-run method=one_shot sparsity.target=0.95        one pruning event to 95 % sparsity
-  prune-run -m method=imp,lth seed=0,1,2                a sweep; hydra/launcher=joblib runs jobs side by side
-  prune-run method=lth plan=true                        print the phases and stop
+  prune-run                                      lenet300 on digits, in seconds
+  prune-run method=imp model=resnet18            prune and retrain in rounds
+  prune-run method=one_shot sparsity.target=0.95 one pruning event, to 95 %
+  prune-run -m method=imp,lth seed=0,1,2         a sweep of six runs
+  prune-run method=lth plan=true                 print the phases and stop
 """
 LISTED = (
     *("method", "companion", "model", "dataset", "criterion", "schedule", "retrain", "protocol"),
@@ -69,14 +69,14 @@ def _natural(name: str) -> list:
 def help_text() -> str:
     """Usage, groups with their options, examples."""
     lines = [
-        "prune-run: train, prune and retrain a network; every run leaves a result directory, and typing the same",
-        "command again resumes it or says that it is done.",
+        "prune-run: train, prune and retrain a network. Every run leaves a result",
+        "directory; the same command again resumes it, or says that it is done.",
         "",
-        "usage: prune-run [GROUP=OPTION ...] [KEY=VALUE ...]      one run",
-        "       prune-run -m KEY=VALUE,VALUE ...                  a sweep over all combinations",
-        "       prune-run list [GROUP]                            options with a line on each",
-        "       prune-run ... --cfg job --resolve                 the whole configuration, without running",
-        "       prune-report DIRECTORY                            table and picture of many runs",
+        "usage: prune-run [GROUP=OPTION ...] [KEY=VALUE ...]  one run",
+        "       prune-run -m KEY=VALUE,VALUE ...              all combinations: a sweep",
+        "       prune-run list [GROUP]                        options, a line on each",
+        "       prune-run ... --cfg job --resolve             print the configuration",
+        "       prune-report DIRECTORY                        table and picture of runs",
         "",
         "groups:",
     ]
@@ -89,21 +89,25 @@ def help_text() -> str:
         "",
         "keys that most runs set:",
         "  seed=0                     all randomness is a function of it",
-        "  sparsity.target=0.9        share of the prunable weights removed; sparsity.rounds=5 pruning events",
-        "  protocol.dense=40ep        dense training; protocol.retrain=10ep after each event (ep: epochs, it: steps)",
-        "  optimizer.lr=0.1           trainer.batch_size=128, trainer.device=cpu, trainer.threads=1",
-        "  dataset.subset=5000        fewer training images; dataset.size=16 smaller ones",
+        "  sparsity.target=0.9        share of the prunable weights removed",
+        "  sparsity.rounds=5          pruning events on the way there",
+        "  protocol.dense=40ep        dense training, in epochs (ep) or steps (it)",
+        "  protocol.retrain=10ep      training after each pruning event",
+        "  optimizer.lr=0.1           also trainer.batch_size=128, trainer.device=cpu",
+        "  dataset.subset=5000        fewer images; dataset.size=16: smaller ones",
+        "  hydra/launcher=joblib      with -m: jobs side by side",
         "  out=runs                   where result directories go",
         "",
         "examples:",
         EXAMPLES.rstrip(),
         "",
-        'shell completion: eval "$(prune-run -sc install=bash)"   (also fish, zsh through bashcompinit)',
+        'shell completion: eval "$(prune-run -sc install=bash)"',
+        "(or install=fish; zsh: first autoload -Uz bashcompinit && bashcompinit)",
     ]
     return "\n".join(lines)
 
 
-def _wrapped(head: str, names: Sequence[str], width: int = 100) -> list[str]:
+def _wrapped(head: str, names: Sequence[str], width: int = 80) -> list[str]:
     lines, line = [], head
     for name in names:
         if len(line) + len(name) + 1 > width:

@@ -364,10 +364,11 @@ class Recorder:
             if (self.directory / "checkpoint.pt").exists()
             else "no checkpoint had been written"
         )
+        groups = run.optimizer.param_groups if run.optimizer is not None else []
+        now = f" (now {groups[0]['initial_lr']:g})" if groups else ""
         return Diverged(
             f"training diverged: {what} in phase {phase.name}, step {step} of {run.clock.steps} "
-            f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower optimizer.lr "
-            f"(now {run.optimizer.param_groups[0]['initial_lr']:g})"
+            f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower optimizer.lr{now}"
         )
 
     def _show(self, run: Run, phase: Phase, now: float) -> None:

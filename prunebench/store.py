@@ -68,6 +68,8 @@ class PrefixStore:
                 break
             except Timeout:
                 self.waiting(key)
+        for left in self._folder(key).glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
         self._lock = lock
 
     def put(self, index: int, rows: bytes, write: Callable[[Path], None]) -> None:

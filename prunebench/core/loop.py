@@ -101,7 +101,8 @@ def fit(
         if phase.keep == "best" and "best" in run.snapshots:
             run.restore("best")
             del run.snapshots["best"]
-            run.masks.zero_weights_(run.model)
+            if method.hard_masks:
+                run.masks.zero_weights_(run.model)
         parallel.broadcast_buffers_(run.model, run.world)
         observer.phase_end(run, method, phase)
         run.clock.next_phase()

@@ -233,7 +233,8 @@ def _survivors(groups: Sequence[Tensor], alive: Sequence[Tensor | None], counts:
     start = 0
     for g, a, count in zip(groups, alive, counts):
         part = values[start : start + count]
-        g, a = _memory_order(g), None if a is None else _memory_order(a, like=g)
+        if _is_channels_last(g):
+            g, a = g.permute(0, 2, 3, 1), None if a is None else a.permute(0, 2, 3, 1)
         if a is None or count == g.numel():
             part[:] = g.reshape(-1).numpy()
         else:
@@ -242,13 +243,8 @@ def _survivors(groups: Sequence[Tensor], alive: Sequence[Tensor | None], counts:
     return values
 
 
-def _memory_order(t: Tensor, like: Tensor | None = None) -> Tensor:
-    """View of a channels_last tensor whose logical order is its memory order."""
-    if t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
-        return t.permute(0, 2, 3, 1)
-    if like is not None and like.shape != t.shape:  # a contiguous mask of a channels_last score
-        return t.permute(0, 2, 3, 1)
-    return t
+def _is_channels_last(t: Tensor) -> bool:
+    return t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
 
 
 def _order_statistic(values: np.ndarray, index: int) -> float:

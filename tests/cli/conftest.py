@@ -1,7 +1,6 @@
 import contextlib
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -43,8 +42,14 @@ def working_directory(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def tiny():
+    """The overrides that `prune` adds, as Hydra writes them."""
+    return [t.replace("true", "True") for t in TINY]
+
+
+@pytest.fixture
 def prune(monkeypatch):
-    """Runs the command inside this process, as cli.main does it, without the seconds that `import torch` takes."""
+    """Runs the command inside this process, as cli.main does; importing torch takes seconds."""
 
     def run(*arguments: str, tiny: bool = True) -> Outcome:
         from hydra.core.global_hydra import GlobalHydra
@@ -93,9 +98,9 @@ def started():
 
 
 @pytest.fixture
-def runs(tmp_path):
-    """Result directories below ./runs, sorted."""
-    return lambda: sorted(p for p in (tmp_path / "runs").glob("*") if not p.name.startswith("."))
+def runs():
+    """Result directories in a folder of the working directory, sorted."""
+    return lambda out="runs": sorted(p for p in Path(out).glob("*-*-*") if p.is_dir())
 
 
 @pytest.fixture

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from prunebench.core.loop import Sink, enter, train_step
+from tests.conformance import kit
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
 
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
-def test_masks_are_the_same_on_cuda_from_the_same_weights(kit, case, network):
+def test_masks_are_the_same_on_cuda_from_the_same_weights(case, network):
     overrides = kit.tiny(case, network)
     here, there = kit.assemble(overrides), kit.assemble(overrides, device="cuda")
     there.run.model.load_state_dict(here.run.model.state_dict())
@@ -15,25 +18,25 @@ def test_masks_are_the_same_on_cuda_from_the_same_weights(kit, case, network):
         if phase.sparsity is None:
             continue
         for parts in (here, there):
-            kit.enter(phase, parts.run, parts.method, parts.make_optimizer, kit.Sink())
+            enter(phase, parts.run, parts.method, parts.make_optimizer, Sink())
         if here.method.hard_masks:
             there.run.model.load_state_dict(here.run.model.state_dict())
         assert kit.differences(dict(here.run.masks), {n: m.cpu() for n, m in there.run.masks.items()}) == []
 
 
-def test_twenty_steps_make_the_host_wait_for_nothing(kit, case):
+def test_twenty_steps_make_the_host_wait_for_nothing(case):
     parts = kit.assemble(kit.tiny(case, "wrn", "trainer.precision=auto"), device="cuda")
     run, phase = parts.run, parts.plan[0]
-    kit.enter(phase, run, parts.method, parts.make_optimizer, kit.Sink())
+    enter(phase, run, parts.method, parts.make_optimizer, Sink())
     for _ in range(3):  # cuDNN and the memory pool warm up
-        kit.train_step(phase, run, parts.method)
+        train_step(phase, run, parts.method)
         run.clock.tick()
     run.data.batch(run.seed, 0)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):
-            kit.train_step(phase, run, parts.method)
+            train_step(phase, run, parts.method)
             run.clock.step = (run.clock.step + 1) % run.clock.steps
             run.clock.total += 1
     finally:

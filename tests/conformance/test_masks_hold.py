@@ -4,6 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+
+from prunebench.core.loop import fit
+from prunebench.core.method import Method
+from prunebench.core.run import generator
+from tests.conformance import kit, watch
 
 STRUCTURED = ("filter", "neuron")
 
@@ -33,25 +39,25 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_pruned_weights_and_their_optimizer_state_are_0_after_every_step(kit, case, optimizer):
+def test_pruned_weights_and_their_optimizer_state_are_0_after_every_step(case, optimizer):
     parts = kit.assemble(kit.tiny(case, "lenet300"), optimizer=OPTIMIZERS[optimizer])
-    watch = kit.MaskWatch()
-    kit.fit(parts.plan, parts.run, parts.method, parts.make_optimizer, watch)
-    assert watch.steps > 20
+    seen = watch.MaskWatch()
+    fit(parts.plan, parts.run, parts.method, parts.make_optimizer, seen)
+    assert seen.steps > 20
     if parts.method.hard_masks:
-        assert watch.not_zero == []
-        asks = any(p.sparsity is not None for p in parts.plan) or type(parts.method).step is not kit.Method.step
-        assert watch.most_pruned > 0.5 or not asks
+        assert seen.not_zero == []
+        asks = any(p.sparsity is not None for p in parts.plan) or type(parts.method).step is not Method.step
+        assert seen.most_pruned > 0.5 or not asks
 
 
-def test_the_adversarial_optimizer_revives_weights_that_nobody_masks(kit):
+def test_the_adversarial_optimizer_revives_weights_that_nobody_masks():
     case = next(c for c in kit.cases() if c.method == "imp")
     parts = kit.assemble(kit.tiny(case, "lenet300"), optimizer=OPTIMIZERS["restless"])
     parts.method.step = lambda run: (run.masks.zero_gradients_(run.model), run.optimizer.step())
-    watch = kit.MaskWatch()
-    kit.fit(parts.plan, parts.run, parts.method, parts.make_optimizer, watch)
-    assert any("value" in found for found in watch.not_zero)
-    assert any("drift" in found for found in watch.not_zero)
+    seen = watch.MaskWatch()
+    fit(parts.plan, parts.run, parts.method, parts.make_optimizer, seen)
+    assert any("value" in found for found in seen.not_zero)
+    assert any("drift" in found for found in seen.not_zero)
 
 
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
@@ -59,7 +65,9 @@ def test_every_pruning_event_keeps_exactly_what_was_asked(traced, case, network)
     whole = traced(case, network)
     asked = [p.sparsity for p in whole.parts.plan if p.sparsity is not None]
     assert [e.phase.sparsity for e in whole.seen.events] == asked
-    assert [e.kept for e in whole.seen.events] == [round((1 - s) * e.total) for s, e in zip(asked, whole.seen.events)]
+    assert [e.kept for e in whole.seen.events] == [
+        round((1 - s) * e.total) for s, e in zip(asked, whole.seen.events)
+    ]
 
 
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
@@ -79,19 +87,21 @@ def test_the_final_weights_are_0_exactly_where_the_final_mask_prunes(traced, cas
 
 
 @pytest.mark.parametrize("granularity", STRUCTURED)
-def test_the_compact_network_computes_what_the_masked_one_does(kit, traced, case, granularity):
-    if not reads_granularity(kit, case):
+def test_the_compact_network_computes_what_the_masked_one_does(traced, case, granularity):
+    if not reads_granularity(case):
         whole = traced(case, "wrn")
     else:
         short = ("protocol.dense=4it", "protocol.retrain=4it", "protocol.budget=null")
         known = kit.plain_of(kit.tiny(case, "wrn"))["protocol"]
         kept = (s for s in short if s.split(".")[1].split("=")[0] in known)
         whole = traced(case, "wrn", "sparsity=filter", f"sparsity.granularity={granularity}", *kept)
-        assert [e.kept for e in whole.seen.events] == [round((1 - e.phase.sparsity) * e.total) for e in whole.seen.events]
+        assert [e.kept for e in whole.seen.events] == [
+            round((1 - e.phase.sparsity) * e.total) for e in whole.seen.events
+        ]
     run, method = whole.parts.run, whole.parts.method
     small = method.compact(run)
     if small is run.model:
-        assert not reads_granularity(kit, case)
+        assert not reads_granularity(case)
         return
     images = next(run.data.evaluation("test"))[0]
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in run.model.parameters())
@@ -100,8 +110,8 @@ def test_the_compact_network_computes_what_the_masked_one_does(kit, traced, case
         torch.testing.assert_close(small(images), run.model(images), rtol=1e-5, atol=1e-5)
 
 
-def reads_granularity(kit, case) -> bool:
-    raw = kit.OmegaConf.to_container(kit.composed(kit.tiny(case, "wrn")), resolve=False)
+def reads_granularity(case) -> bool:
+    raw = OmegaConf.to_container(kit.composed(kit.tiny(case, "wrn")), resolve=False)
     return "${sparsity.granularity}" in str([raw["method"], raw["companion"]])
 
 
@@ -119,14 +129,14 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize(("family", "granularity"), [(f, g) for f, (_, gs) in FAMILIES.items() for g in gs])
-def test_compact_equals_masked_in_every_family_of_networks(kit, family, granularity):
+def test_compact_equals_masked_in_every_family_of_networks(family, granularity):
     model, _ = FAMILIES[family]
     sparsity = ("sparsity=filter", f"sparsity.granularity={granularity}")
     parts = kit.assemble(("method=one_shot", *kit.TINY, *model, *sparsity))
     run, images = parts.run, next(parts.run.data.evaluation("test"))[0][:16]
     with torch.no_grad():
         for p in run.model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=kit.generator("parameters")))
+            p.add_(0.05 * torch.randn(p.shape, generator=generator("parameters")))
         for _ in range(2):
             run.model.train()(images)  # BatchNorm statistics of its own
     parts.method.prune(run, 0.5)
@@ -144,7 +154,7 @@ CONTROLS = ("reinit", "random_layerwise", "random_global", "random_even")
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_a_control_changes_the_last_round_and_nothing_before_it(kit, traced, control):
+def test_a_control_changes_the_last_round_and_nothing_before_it(traced, control):
     case = next(c for c in kit.cases() if c.method == "imp")
     plain = traced(case, "lenet300")
     other = traced(case, "lenet300", f"protocol.control={control}")
@@ -156,9 +166,10 @@ def test_a_control_changes_the_last_round_and_nothing_before_it(kit, traced, con
     assert kit.differences(plain.parts.run.model.state_dict(), other.parts.run.model.state_dict())
 
 
-def test_random_scores_choose_another_mask_than_magnitude(kit, traced):
+def test_random_scores_choose_another_mask_than_magnitude(traced):
     case = next(c for c in kit.cases() if c.method == "imp")
     plain, other = traced(case, "lenet300"), traced(case, "lenet300", "criterion=random")
     for a, b in zip(plain.seen.events, other.seen.events):
         assert a.kept == b.kept
         assert set(kit.differences(a.masks, b.masks)) == {f".{n}" for n in a.masks}
+    assert other.seen.revived == 0  # though pruned weights get scores like all others

@@ -1,33 +1,54 @@
 """Interrupted equals uninterrupted, bit for bit, for every method at every step."""
 
 import json
+import shutil
 
 import pytest
+
+from prunebench.core import checkpoint
+from tests.conformance import kit
 
 NETWORKS = ("wrn", "lenet300")
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_crashed_run_that_is_resumed_equals_an_uninterrupted_one(kit, traced, case, network):
-    whole = traced(case, network)
+def assert_resumes_to_the_same_end(whole):
+    """Go on from every crash in fresh objects, and compare all that is in memory and on disk at the end."""
     expected, files = kit.state_of(whole.parts), kit.on_disk(whole.directory)
     for total in whole.crashes:
-        crashed = whole.directory / f"crash-{total}"
         directory = whole.directory / f"resumed-{total}"
-        directory.mkdir()
-        for file in crashed.iterdir():
-            (directory / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(whole.directory / f"crash-{total}", directory)
         resumed = kit.recorded(whole.overrides, directory).fit()
         assert kit.differences(expected, kit.state_of(resumed)) == [], f"crash after step {total}"
         assert kit.differences(files, kit.on_disk(directory)) == [], f"crash after step {total}"
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_crashes_lie_at_and_between_checkpoints_and_leave_rows_beyond_them(kit, traced, case, network):
+def test_a_crashed_run_that_is_resumed_equals_an_uninterrupted_one(traced, case, network):
+    assert_resumes_to_the_same_end(traced(case, network))
+
+
+# What the loop keeps for options that no method has by default
+OPTIONS = {
+    "rewind": ("protocol.weights=rewind", "protocol.rewind_to=2it"),
+    "best": ("protocol.keep=best", "protocol.patience=4it", "trainer.eval_every=2it"),
+    "allr": ("retrain=allr",),
+    "neuron": ("sparsity=filter", "sparsity.granularity=neuron"),
+    "control": ("protocol.control=random_even",),
+    "no decay of biases": ("trainer.decay=weights", "trainer.label_smoothing=0.1"),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_runs_with_options_of_the_loop_resume_as_well(traced, options):
+    assert_resumes_to_the_same_end(traced(kit.Case("imp"), "lenet300", *options))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_crashes_lie_at_and_between_checkpoints_and_leave_rows_beyond_them(traced, case, network):
     whole, behind, at, rows_beyond = traced(case, network), 0, 0, 0
     for total in whole.crashes:
         crashed = whole.directory / f"crash-{total}"
-        content = kit.checkpoint.load(crashed / "checkpoint.pt")
+        content = checkpoint.load(crashed / "checkpoint.pt")
         saved = content["run"]["clock"]["total"]
         behind, at = behind + (saved < total), at + (saved == total)
         rows = (crashed / "metrics.jsonl").read_bytes()[content["extra"]["rows"] :]
@@ -36,7 +57,7 @@ def test_crashes_lie_at_and_between_checkpoints_and_leave_rows_beyond_them(kit, 
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_saved_state_of_a_method_is_not_that_of_a_fresh_one(kit, traced, case, network):
+def test_the_saved_state_of_a_method_is_not_that_of_a_fresh_one(traced, case, network):
     whole = traced(case, network)
 
     def unchanged(fresh, later):

@@ -1,19 +1,19 @@
 """Every method sees the same images, and scoring leaves no trace."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pathlib import Path
-CRITERIA = sorted(
-    p.stem for p in (Path(__file__).parents[2] / "conf" / "criterion").glob("*.yaml")
-)
+from tests.conformance import kit
+
+CRITERIA = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "criterion").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
-def test_the_batches_of_a_run_are_those_of_its_seed_whatever_the_method(kit, traced, case, network):
+def test_the_batches_of_a_run_are_those_of_its_seed_whatever_the_method(traced, case, network):
     whole = traced(case, network)
     data = kit.assemble(whole.overrides).run.data
     seed = whole.parts.run.seed
@@ -31,7 +31,9 @@ def everything(run):
         "modes": {n: m.training for n, m in run.model.named_modules()},
         "gradients": {n: None if p.grad is None else p.grad.clone() for n, p in run.model.named_parameters()},
         "requires_grad": {n: p.requires_grad for n, p in run.model.named_parameters()},
-        "hooks": {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in run.model.named_modules()},
+        "hooks": {
+            n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in run.model.named_modules()
+        },
         "masks": dict(run.masks),
         "clock": vars(run.clock).copy(),
         "torch": torch.get_rng_state(),
@@ -44,7 +46,7 @@ def everything(run):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_scoring_leaves_mode_gradients_statistics_and_randomness_as_they_were(kit, criterion, training):
+def test_scoring_leaves_mode_gradients_statistics_and_randomness_as_they_were(criterion, training):
     case = next(c for c in kit.cases() if c.method == "one_shot")
     parts = kit.assemble(kit.tiny(case, "wrn", f"criterion={criterion}"))
     run, score = parts.run, parts.method.criterion
