@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.children import child
 from benchmarks.timing import Row, at_most
-from prunebench.experiment import precision_of
+from prunebench.machine import precision_of
 
 
 def measure(rounds: Callable[[int], int]) -> Iterator[Row]:

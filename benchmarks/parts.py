@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from prunebench import config
+from prunebench.assembly import assemble
 from prunebench.core.loop import fit
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
 from prunebench.display import Display
-from prunebench.experiment import assemble
 from prunebench.launch import instantiate
 from prunebench.metrics.cost import count_macs
 from prunebench.record import Recorder
@@ -26,7 +26,7 @@ CIFAR = ("dataset.channels=3", "dataset.size=32", "dataset.pad=4", "dataset.flip
 
 @dataclass
 class Parts:
-    """What `prunebench.experiment.assemble` returns, with the configuration."""
+    """What `prunebench.assembly.assemble` returns, with the configuration."""
 
     cfg: dict[str, Any]
     run: Run

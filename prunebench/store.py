@@ -2,11 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from prunebench import __version__
 from prunebench.core import checkpoint
+from prunebench.core.method import Method, leaves_training_alone
+from prunebench.core.phase import Phase
+from prunebench.core.run import Run
+from prunebench.journal import Interrupted
 
 
 def address(content: Any) -> str:
@@ -89,3 +96,67 @@ class PrefixStore:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def open_store(
+    cfg: Mapping[str, Any],
+    plan: Sequence[Phase],
+    run: Run,
+    method: Method,
+    threads: int,
+    display: Any,
+    asked_to_stop: Callable[[], int],
+) -> PrefixStore | None:
+    """The store of shared prefixes, with the addresses of this run's; None when it is not to be used."""
+    trainer = cfg["trainer"]
+    if trainer["share"] == "none" or run.world > 1:
+        return None
+    said = set()
+
+    def waiting(key: str) -> None:
+        if key not in said:
+            said.add(key)
+            display.event(f"waiting: another job is training the shared phase {key}")
+        if asked_to_stop():
+            raise Interrupted(asked_to_stop())
+
+    keys = prefix_keys(cfg, plan, run, method, threads)
+    return PrefixStore(Path(trainer["store"]).absolute(), keys, waiting)
+
+
+def prefix_keys(
+    cfg: Mapping[str, Any], plan: Sequence[Phase], run: Run, method: Method, threads: int
+) -> dict[int, str]:
+    """Phase index -> content address of all that can influence the run's state at that phase's end."""
+    trainer = {
+        k: cfg["trainer"][k]
+        for k in (
+            *("batch_size", "precision", "channels_last", "compile", "cuda_graph", "deterministic"),
+            *("label_smoothing", "decay", "eval_every"),
+        )
+    }
+    device = str(torch.cuda.get_device_name(run.device)) if run.device.type == "cuda" else "cpu"
+    content: dict[str, Any] = {
+        "versions": [__version__, torch.__version__],
+        "device": [device, threads],
+        "seed": cfg["seed"],
+        "trainer": trainer,
+        "exclude": cfg["sparsity"]["exclude"],
+        **{k: cfg[k] for k in ("model", "dataset", "optimizer", "schedule")},
+        "phases": [],
+    }
+    alone, keys = leaves_training_alone(method), {}
+    for index, phase in enumerate(plan):
+        pruned = any(p.sparsity is not None for p in plan[: index + 1])
+        if callable(phase.length) or (pruned and cfg["trainer"]["share"] == "dense"):
+            break
+        content["phases"].append(
+            [
+                *(phase.name, phase.length, phase.sparsity, phase.weights, phase.shuffle),
+                *(list(phase.snapshot), phase.keep, phase.patience),
+            ]
+        )
+        if pruned or not alone:
+            content |= {k: cfg[k] for k in ("method", "companion", "criterion", "retrain")}
+        keys[index] = address(content)
+    return keys

@@ -132,7 +132,9 @@ def resolve_layers(
             raise ValueError(f"sparsity.{option}.{pattern}: matches no prunable layer, such as {names[0]}")
         values |= dict.fromkeys(matched, value)
     if missing := [n for n in names if n not in values]:
-        raise ValueError(f"sparsity.{option}: gives no value for layer {missing[0]}; add a pattern such as '*'")
+        raise ValueError(
+            f"sparsity.{option}: gives no value for layer {missing[0]}; add a pattern such as '*'"
+        )
     return {n: values[n] for n in names}
 
 

@@ -135,4 +135,3 @@ class Pruner(Method):
         if isinstance(self.allocation, Mapping):
             return resolve_layers("allocation", self.allocation, names, run.model)
         return self.allocation
-

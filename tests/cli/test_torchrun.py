@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from prunebench import config
 from prunebench.core import parallel
 from prunebench.core.loop import Sink, fit
-from prunebench.experiment import assemble
+from prunebench.assembly import assemble
 from prunebench.launch import instantiate
 
 torch.set_num_threads(1)

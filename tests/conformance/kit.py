@@ -21,7 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
-from prunebench import config, experiment
+from prunebench import assembly, config, describe, experiment
+from prunebench import store as shared_store
 from prunebench.core.loop import fit
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
@@ -175,7 +176,7 @@ def assemble(overrides: tuple[str, ...], *, device: str = "cpu", optimizer: Call
             optimizer if optimizer is not None and node is cfg["optimizer"] else instantiate(node, **runtime)
         )
 
-    return Parts(cfg, *experiment.assemble(cfg, device=torch.device(device), instantiate=build))
+    return Parts(cfg, *assembly.assemble(cfg, device=torch.device(device), instantiate=build))
 
 
 def recorded(
@@ -189,11 +190,13 @@ def recorded(
     choices, trainer = choices_of(composed(overrides)), parts.cfg["trainer"]
     shared = None
     if store is not None:
-        shared = experiment.open_store(parts.cfg, parts.plan, parts.run, parts.method, 1, Silent(), lambda: 0)
+        shared = shared_store.open_store(
+            parts.cfg, parts.plan, parts.run, parts.method, 1, Silent(), lambda: 0
+        )
     parts.recorder = kind(
         directory,
         plan=parts.plan,
-        identity=experiment.identify(parts.cfg, choices, config.run_id(parts.cfg)),
+        identity=describe.identify(parts.cfg, choices, config.run_id(parts.cfg)),
         macs=count_macs(parts.run.model, parts.run.data.shape),
         display=Silent(),
         store=shared,

@@ -23,9 +23,13 @@ BELOW = {
     "overview": set(),
     "hints": set(),
     "display": {"report"},
-    "store": {"core"},
+    "journal": set(),
+    "store": {"core", "journal"},
     "result": {"core", "metrics"},
-    "record": {"core", "metrics", "result", "store"},
+    "record": {"core", "journal", "metrics", "result", "store"},
+    "machine": {"core", "models"},
+    "assembly": {"core", "data", "machine"},
+    "describe": {"core", "machine"},
 }
 TOP = {"cli", "launch", "config", "experiment", "explain"}  # may import everything
 KNOW_HYDRA = {"config.py", "launch.py", "explain.py"}

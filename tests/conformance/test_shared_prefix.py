@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from prunebench import experiment
+from prunebench import store
 from prunebench.core.method import Companion, Method, leaves_training_alone
 from tests.conformance import kit, watch
 
@@ -90,7 +90,7 @@ def test_two_methods_that_touch_training_have_addresses_of_their_own():
     other = parts.cfg | {"method": parts.cfg["method"] | {"_target_": "prunebench.methods.other.Other"}}
 
     def keys(cfg, method):
-        return experiment.prefix_keys(cfg, parts.plan, parts.run, method, 1)
+        return store.prefix_keys(cfg, parts.plan, parts.run, method, 1)
 
     assert keys(parts.cfg, Method()) == keys(other, Method())
     assert len({keys(parts.cfg, Method())[0], keys(parts.cfg, Damped())[0], keys(other, Damped())[0]}) == 3
@@ -127,14 +127,14 @@ SAME = (
 def test_the_address_of_the_dense_phase_names_all_that_can_influence_it_and_no_more(change):
     def key(*more):
         parts = kit.assemble((*kit.tiny(kit.Case("imp"), "lenet300"), "trainer.share=dense", *more))
-        return experiment.prefix_keys(parts.cfg, parts.plan, parts.run, parts.method, 1)[0]
+        return store.prefix_keys(parts.cfg, parts.plan, parts.run, parts.method, 1)[0]
 
     assert (key() == key(*change.split())) == (change in SAME)
 
 
 def test_the_number_of_threads_is_part_of_the_address():
     parts = kit.assemble(kit.tiny(kit.Case("imp"), "lenet300", "trainer.share=dense"))
-    one, two = (experiment.prefix_keys(parts.cfg, parts.plan, parts.run, parts.method, n) for n in (1, 2))
+    one, two = (store.prefix_keys(parts.cfg, parts.plan, parts.run, parts.method, n) for n in (1, 2))
     assert one[0] != two[0]
 
 

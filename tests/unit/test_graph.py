@@ -5,12 +5,12 @@ from functools import partial
 import torch
 from torch import nn
 
+from prunebench.assembly import keep_optimizer
 from prunebench.core.graph import GraphedStep
 from prunebench.core.loop import Sink, fit
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
 from prunebench.criteria.magnitude import magnitude
-from prunebench.experiment import keep_optimizer
 from prunebench.methods.pruner import Pruner
 
 

@@ -1,0 +1,192 @@
+"""The parts of a run, built from its configuration and checked against each other before any training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunebench.core.graph import GraphedStep, reset_optimizer_
+from prunebench.core.method import Method, leaves_training_alone
+from prunebench.core.phase import Phase, parse_length
+from prunebench.core.run import Run, seeded
+from prunebench.core.units import prunable_names
+from prunebench.data.loader import Data
+from prunebench.machine import precision_of, set_deterministic, use_channels_last
+
+Instantiate = Callable[..., Any]
+
+
+def assemble(
+    cfg: Mapping[str, Any], *, device: torch.device, instantiate: Instantiate, rank: int = 0, world: int = 1
+) -> tuple[Run, Method, list[Phase], Callable]:
+    """The parts of a run, checked against each other: run, method (attached), plan, optimizer factory.
+
+    Raises:
+      ValueError: for parts that do not fit together.
+    """
+    trainer, seed = cfg["trainer"], cfg["seed"]
+    if trainer["batch_size"] < 1:
+        raise ValueError(f"trainer.batch_size={trainer['batch_size']}: must be 1 or more")
+    if device.type == "cuda":
+        set_deterministic(trainer["deterministic"])
+    data = instantiate(cfg["dataset"], batch_size=trainer["batch_size"], device=device)
+    channels, size = data.shape[0], data.shape[-1]
+
+    def build() -> nn.Module:
+        return instantiate(cfg["model"], in_channels=channels, num_classes=data.num_classes, image_size=size)
+
+    def fresh_state(*key: object) -> dict[str, torch.Tensor]:
+        with seeded(seed, *key):
+            return build().state_dict()
+
+    with seeded(seed, "init"):
+        model = build().to(device)
+    if use_channels_last(trainer["channels_last"], model):
+        model = model.to(memory_format=torch.channels_last)
+        data.memory_format = torch.channels_last
+    run = Run(
+        model=model,
+        data=data,
+        loss_fn=nn.CrossEntropyLoss(label_smoothing=trainer["label_smoothing"]),
+        prunable=prunable_names(model, cfg["sparsity"]["exclude"]),
+        seed=seed,
+        fresh_state=fresh_state,
+        precision=precision_of(trainer["precision"], device),
+        rank=rank,
+        world=world,
+    )
+    run.network = wrap(run, trainer)
+    method = instantiate(cfg["method"])
+    for node in cfg["companion"].values():
+        method = instantiate(node, base=method)
+    schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
+    plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
+    plan = [phase.settled(run) for phase in plan]
+    make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])
+    if trainer["cuda_graph"]:
+        check_graph(run, method, trainer)
+        run.graphed_step = GraphedStep()
+        make_optimizer = keep_optimizer(make_optimizer)
+    check(plan, run, method, trainer, make_optimizer)
+    method.attach(run)
+    return run, method, plan, make_optimizer
+
+
+def wrap(run: Run, trainer: Mapping[str, Any]) -> nn.Module:
+    """What the forward pass calls: the model, compiled or under DistributedDataParallel if so wanted."""
+    model = run.model
+    if run.world > 1:
+        if trainer["sync_bn"]:
+            if run.device.type != "cuda":
+                raise ValueError(
+                    "trainer.sync_bn=true: needs CUDA; on CPUs BatchNorm uses each process's own part"
+                )
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        devices = [run.device] if run.device.type == "cuda" else None
+        model = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+    return torch.compile(model) if trainer["compile"] else model
+
+
+def check(
+    plan: Sequence[Phase], run: Run, method: Method, trainer: Mapping[str, Any], make_optimizer: Callable
+) -> None:
+    """Everything that can be known to fail, before training."""
+    names = [p.name for p in plan]
+    assert len(set(names)) == len(names), names
+    spe = run.data.steps_per_epoch
+    for key in ("eval_every", "checkpoint_every"):
+        try:
+            steps = parse_length(trainer[key], spe)
+        except ValueError as error:
+            raise ValueError(f"trainer.{key}={trainer[key]}: {str(error).split(': ', 1)[1]}") from None
+        if steps < 1:
+            raise ValueError(f"trainer.{key}={trainer[key]}: must be at least one step, 1it")
+    if not 0 <= trainer["label_smoothing"] <= 1:
+        raise ValueError(f"trainer.label_smoothing={trainer['label_smoothing']}: must lie in [0, 1]")
+    if trainer["share"] not in ("none", "dense", "all"):
+        raise ValueError(f"trainer.share={trainer['share']}: must be one of none, dense, all")
+    if trainer["decay"] not in ("all", "weights"):
+        raise ValueError(f"trainer.decay={trainer['decay']}: must be one of all, weights")
+    left_over = run.data.sizes["train"] % run.data.batch_size
+    if run.world > 1 and (0 < left_over < run.world or run.data.batch_size < run.world):
+        raise ValueError(
+            f"trainer.batch_size={run.data.batch_size}: leaves a last batch of {left_over} images for {run.world} "
+            "processes; choose another batch size"
+        )
+    method.check(run, [p.sparsity for p in plan if p.sparsity is not None])
+    for phase in plan:
+        if phase.keep == "best" or phase.patience is not None:
+            if not run.data.sizes.get("valid"):
+                raise ValueError(
+                    "protocol.keep=best and protocol.patience need validation images; set dataset.validation=0.1"
+                )
+        if not callable(phase.length) and (steps := phase.steps(run)):
+            run.clock.steps = steps
+            phase.schedule(run.progress())
+    run.clock.steps = 0
+    try:
+        make_optimizer(run, method)
+    except ValueError as error:  # torch names the option only in its own words
+        raise ValueError(f"optimizer: {error}; correct optimizer.* or choose another optimizer") from None
+
+
+def _make_optimizer(factory: Callable, decay: str, run: Run, method: Method) -> torch.optim.Optimizer:
+    """Optimizer over the model's and the method's parameters; fused kernels where they exist (1 to 10 % faster)."""
+    params = dict(run.model.named_parameters())
+    if decay == "all":
+        groups = [{"params": list(params.values())}]
+    else:
+        groups = [
+            {"params": [p for p in params.values() if p.ndim > 1]},
+            {"params": [p for p in params.values() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    groups = [g for g in groups if g["params"]] + method.param_groups()
+    try:
+        optimizer = factory(groups, fused=True)
+    except (TypeError, RuntimeError):
+        optimizer = factory(groups)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = float(group["lr"])
+    return optimizer
+
+
+def check_graph(run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
+    """Refuse CUDA graphs where they cannot work.
+
+    Raises:
+      ValueError: naming what stands in the way.
+    """
+    reason = None
+    if run.device.type != "cuda":
+        reason = f"needs CUDA, the device is {run.device.type}"
+    elif run.world > 1 or trainer["compile"]:
+        reason = "goes neither with several processes nor with trainer.compile=true"
+    elif not leaves_training_alone(method):
+        reason = f"a captured step is always the same, {type(method).__name__} changes it"
+    elif not isinstance(run.data, Data):
+        reason = "needs data that lie on the device"
+    if reason:
+        raise ValueError(f"trainer.cuda_graph=true: {reason}; set it to false")
+
+
+def keep_optimizer(make: Callable) -> Callable:
+    """An optimizer factory that builds once and then gives the same object with its state set to 0."""
+    built: list[torch.optim.Optimizer] = []
+
+    def again(run: Run, method: Method) -> torch.optim.Optimizer:
+        if not built:
+            optimizer = make(run, method)
+            for group in optimizer.param_groups:
+                if group.get("dampening"):
+                    raise ValueError("trainer.cuda_graph=true: goes with optimizer.dampening=0 only")
+                dtype = torch.float32 if run.device.type == "cuda" else torch.float64
+                group["lr"] = torch.tensor(float(group["lr"]), dtype=dtype, device=run.device)
+                if "capturable" in group:
+                    group["capturable"] = True
+            built.append(optimizer)
+        reset_optimizer_(built[0])
+        return built[0]
+
+    return again

@@ -1,0 +1,105 @@
+"""What is shown before a run and written at its start."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunebench.core.checkpoint import write_atomically
+from prunebench.core.phase import Phase
+from prunebench.core.run import Run
+from prunebench.machine import environment
+
+
+def title(choices: Mapping[str, Any]) -> str:
+    """The run in a few words: method, companions, model and data."""
+    companions = "".join(f"+{c}" for c in choices.get("companion") or [])
+    return f"{choices['method']}{companions}: {choices['model']} on {choices['dataset']}"
+
+
+def plan_rows(
+    plan: Sequence[Phase], run: Run, macs: Mapping[str, int], choices: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of the plan's table; cost is MACs per image times images, of the dense network."""
+    rows, spe = [], run.data.steps_per_epoch
+    for phase in plan:
+        steps = None if callable(phase.length) else phase.steps(run)
+        images = None if steps is None else steps / spe * run.data.sizes["train"]
+        rows.append(
+            {
+                "name": phase.name,
+                "epochs": None if steps is None else steps / spe,
+                "steps": steps,
+                "sparsity": phase.sparsity,
+                "weights": phase.weights if not phase.shuffle else f"{phase.weights}, shuffled",
+                "schedule": choices["schedule"] if phase.sparsity is None else choices["retrain"],
+                "cost": None if images is None else 3 * images * sum(macs.values()),
+            }
+        )
+    return rows
+
+
+def describe(
+    run: Run,
+    cfg: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    *,
+    threads: int,
+    macs: Mapping[str, int],
+    directory: Path,
+) -> dict[str, str]:
+    """Facts that are shown above the plan."""
+    total = sum(p.numel() for p in run.model.parameters())
+    sizes, (c, h, w) = run.data.sizes, run.data.shape
+    if run.device.type == "cuda":
+        device = torch.cuda.get_device_name(run.device)
+    else:
+        device = f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+    how = "bf16" if run.precision else "fp32"
+    processes = f", {run.world} processes" if run.world > 1 else ""
+    return {
+        "model": f"{choices['model']}, {total:,} parameters, {sum(macs.values()):,} MACs per image",
+        "data": f"{choices['dataset']}, {c}x{h}x{w}, {run.data.num_classes} classes: {sizes['train']:,} train, "
+        f"{sizes.get('valid', 0):,} valid, {sizes['test']:,} test; batches of {run.data.batch_size}",
+        "device": f"{device}, {how}{processes}",
+        "prunable": f"{run.masks.total:,} weights in {len(run.masks)} layers",
+        "directory": str(directory),
+    }
+
+
+def identify(cfg: Mapping[str, Any], choices: Mapping[str, Any], identity: str) -> dict[str, Any]:
+    """What result.json and identity.json say of the run."""
+    groups = ("method", "model", "dataset", "optimizer", "schedule", "retrain", "criterion", "protocol")
+    sparsity = {k: cfg["sparsity"][k] for k in ("target", "rate", "rounds", "allocation", "granularity")}
+    return {
+        "id": identity,
+        **{g: choices[g] for g in groups},
+        "companion": list(choices.get("companion") or []),
+        "seed": cfg["seed"],
+        "sparsity": sparsity,
+    }
+
+
+def write_start(
+    directory: Path,
+    cfg: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    overrides: Sequence[str],
+    identity: str,
+    *,
+    device: torch.device,
+    threads: int,
+) -> None:
+    """config.yaml, overrides.json, identity.json and environment.json, before training."""
+    import yaml
+
+    contents = {
+        "config.yaml": yaml.safe_dump(dict(cfg), sort_keys=False),
+        "overrides.json": json.dumps(list(overrides), indent=1),
+        "identity.json": json.dumps(identify(cfg, choices, identity), indent=1),
+        "environment.json": json.dumps(environment(device, threads), indent=1),
+    }
+    for name, text in contents.items():
+        write_atomically(directory / name, lambda file, text=text: file.write(text.encode()))
