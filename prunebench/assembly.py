@@ -122,6 +122,17 @@ def check(
                 raise ValueError(
                     "protocol.keep=best and protocol.patience need validation images; set dataset.validation=0.1"
                 )
+        if phase.patience is not None and phase.snapshot:
+            raise ValueError(
+                f"protocol.patience={phase.patience}: may end dense training before the point of "
+                "protocol.rewind_to; use one of the two"
+            )
+        granularity = getattr(method, "granularity", "weight")
+        if phase.shuffle and granularity != "weight":
+            raise ValueError(
+                f"protocol.control: shuffles single weights, sparsity.granularity={granularity} prunes others; "
+                "use protocol.control=reinit or sparsity.granularity=weight"
+            )
         if not callable(phase.length) and (steps := phase.steps(run)):
             run.clock.steps = steps
             phase.schedule(run.progress())

@@ -1,10 +1,20 @@
-"""Training losses between two looks at them, and the two ways in which a run ends early."""
+"""What the recorder keeps between two looks: rows, losses, pace; and the two ways in which a run ends early."""
 
-from collections.abc import Sequence
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from prunebench.core.checkpoint import CheckpointError
+from prunebench.core.phase import Phase
+from prunebench.core.run import Run
+
+SHOW_EVERY = 0.25  # seconds between two looks at the loss for the display
 
 
 class Interrupted(Exception):
@@ -59,3 +69,87 @@ class Losses:
     def clear(self) -> None:
         """Start anew."""
         self.count = 0
+
+
+class Rows:
+    """metrics.jsonl: one JSON object per line, appended, and cut back to where a checkpoint was written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = open(path, "ab")  # noqa: SIM115 (open for the life of the run)
+
+    def cut(self, size: int) -> None:
+        """Drop what stands after the first `size` bytes.
+
+        Raises:
+          CheckpointError: if the file is shorter than that.
+        """
+        if self.path.stat().st_size < size:
+            raise CheckpointError(
+                f"{self.path}: is shorter than when the checkpoint beside it was written; "
+                f"delete {self.path.parent} to start this run over"
+            )
+        self._file.truncate(size)
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row; it is on the disk after the next `sync`."""
+        self._file.write(json.dumps(row).encode() + b"\n")
+
+    def sync(self) -> int:
+        """Put everything on the disk; the size of the file in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def content(self) -> bytes:
+        """Everything written so far."""
+        self._file.flush()
+        return self.path.read_bytes()
+
+    def replace(self, content: bytes) -> None:
+        """Put other rows in the place of all."""
+        self.cut(0)
+        self._file.write(content)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Shown:
+    """Feeds the display a few times per second: place in the plan, loss, pace."""
+
+    def __init__(self, display: Any, plan: Sequence[Phase]):
+        self.display, self.plan = display, plan
+        self._at = 0.0
+        self._rate = (time.monotonic(), 0)
+
+    def start(self, run: Run, phase: Phase) -> None:
+        """A phase begins, or is gone on with."""
+        clock = run.clock
+        lengths = [0 if callable(p.length) else p.steps(run) for p in self.plan if p is not phase]
+        self._rate = (time.monotonic(), clock.total)
+        whole = sum(lengths) + clock.steps
+        self.display.start(
+            phase.name, clock.phase, len(self.plan), clock.steps, clock.step, whole, clock.total
+        )
+
+    def due(self) -> bool:
+        """Whether it is time for another look."""
+        return time.monotonic() - self._at > SHOW_EVERY
+
+    def update(self, run: Run, loss: float | None, top1: float | None) -> None:
+        """Show where the run is now."""
+        clock, now = run.clock, time.monotonic()
+        since, total = self._rate
+        self._at, self._rate = now, (now, clock.total)
+        lr = run.optimizer.param_groups[0]["lr"]
+        self.display.update(
+            clock.step,
+            epoch=clock.step / run.data.steps_per_epoch,
+            loss=loss,
+            top1=top1,
+            lr=float("nan") if isinstance(lr, Tensor) else lr,
+            images_per_second=(clock.total - total) * run.data.batch_size / max(now - since, 1e-9),
+        )

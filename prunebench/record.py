@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch import Tensor
 
@@ -14,13 +14,12 @@ from prunebench.core import checkpoint, parallel
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase, parse_length
 from prunebench.core.run import Run
-from prunebench.journal import Diverged, Interrupted, Losses
+from prunebench.journal import Diverged, Interrupted, Losses, Rows, Shown
 from prunebench.metrics.evaluation import evaluate
 from prunebench.result import assemble, round_row
 from prunebench.store import PrefixStore
 
 AGREE_EVERY = 50  # steps between two exchanges about signals, with several processes
-SHOW_EVERY = 0.25  # seconds between two looks at the loss for the display
 
 
 class Recorder:
@@ -70,9 +69,9 @@ class Recorder:
         self.pruned_test: dict[str, float] | None = None
         self.seconds = 0.0  # of this phase, before this process took it up
         self.started = time.monotonic()
-        self._file: BinaryIO | None = None
+        self._rows: Rows | None = None
         self._saved_at, self._saved_total = time.monotonic(), 0
-        self._shown_at, self._rate = 0.0, (time.monotonic(), 0)
+        self._shown = Shown(display, plan)
         self._top1: float | None = None
 
     # Starting and resuming
@@ -88,33 +87,24 @@ class Recorder:
         self._checkpoint_steps = max(1, parse_length(self.checkpoint_every, spe))
         self._losses = Losses(spe, run.device)
         self._make_optimizer = make_optimizer
-        rows = self.directory / "metrics.jsonl"
-        if run.rank == 0:
-            self._file = open(rows, "ab")  # noqa: SIM115 (open for the life of the run)
+        self._rows = Rows(self.directory / "metrics.jsonl") if run.rank == 0 else None
         path = self.directory / "checkpoint.pt"
         if path.exists():
             extra = self._load(path, run, method)
-            if run.rank == 0:
-                if rows.stat().st_size < extra["rows"]:
-                    raise checkpoint.CheckpointError(
-                        f"{rows}: is shorter than when {path} was written; delete {self.directory} to start over"
-                    )
-                self._file.truncate(extra["rows"])
-                self._file.seek(0, os.SEEK_END)
+            if self._rows is not None:
+                self._rows.cut(extra["rows"])
             where = (
                 f"phase {self.plan[run.clock.phase].name}" if run.clock.phase < len(self.plan) else "the end"
             )
             self.display.event(f"resumed at {where}, step {run.clock.step} of it ({run.clock.total} in all)")
-        elif run.rank == 0:
-            self._file.truncate(0)
+        elif self._rows is not None:
+            self._rows.cut(0)
         if run.clock.step == 0:
             self._look_into_store(run, method)
-        elif self.store is not None:
-            self.store.longest(
-                run.clock.phase
-            )  # takes the lock of the prefix that this run is in the middle of
-        if run.clock.step:
-            self._show_phase(run, self.plan[run.clock.phase])
+        else:
+            if self.store is not None:  # take the lock of the prefix that this run is in the middle of
+                self.store.longest(run.clock.phase)
+            self._shown.start(run, self.plan[run.clock.phase])
 
     def _load(self, path: Path, run: Run, method: Method) -> dict[str, Any]:
         content = checkpoint.load(path)
@@ -136,9 +126,7 @@ class Recorder:
             return
         index, folder = found
         self._load(folder / "checkpoint.pt", run, method)
-        self._file.seek(0)
-        self._file.truncate(0)
-        self._file.write((folder / "metrics.jsonl").read_bytes())
+        self._rows.replace((folder / "metrics.jsonl").read_bytes())
         self.shared = [{"phase": self.plan[index].name, "key": folder.name}]
         self.display.event(
             f"{self.plan[index].name}: taken from the shared store ({folder.name}), not trained again"
@@ -164,15 +152,18 @@ class Recorder:
             self.started, self.seconds, self.pruned_test = time.monotonic(), 0.0, None
         self._losses.clear()
         self._top1 = None
-        self._show_phase(run, phase)
+        self._shown.start(run, phase)
 
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
         """Rows at epoch ends, validation, display, checkpoints, signals: each when due, otherwise no wait."""
         self._losses.add(loss)
-        clock, now, top1 = run.clock, time.monotonic(), None
+        clock, top1 = run.clock, None
         last = clock.step == clock.steps
-        if now - self._shown_at > SHOW_EVERY:
-            self._show(run, phase, now)
+        if self._shown.due():
+            seen = self._losses.peek()
+            if seen is not None and not math.isfinite(seen):
+                self._judge_losses(run, phase)
+            self._shown.update(run, seen, self._top1)
         if clock.step % run.data.steps_per_epoch == 0 or last:
             self._epoch_row(run, phase)
         if run.data.sizes.get("valid") and (clock.step % self._eval_steps == 0 or last):
@@ -196,26 +187,16 @@ class Recorder:
             self._judge_losses(run, phase)
             self._save(run, method)
         if stop:
-            raise Interrupted(self.asked_to_stop())
+            raise Interrupted(self.asked_to_stop() or signal.SIGTERM)
 
     def phase_end(self, run: Run, method: Method, phase: Phase) -> None:
         """Measure the test accuracy and add the phase's row to the table of rounds."""
-        test = self._measure(run, method, phase, "test")
-        valid = self._measure(run, method, phase, "valid") if run.data.sizes.get("valid") else None
+        if self._losses.count:  # of an epoch that the method or the patience rule cut short
+            self._epoch_row(run, phase)
         self.samples.append(_images_seen(run))
-        row = round_row(
-            run,
-            method,
-            phase,
-            self.macs,
-            test=test,
-            valid=valid,
-            pruned=self.pruned_test,
-            dense=self._dense(),
-            seconds=self._phase_seconds(),
-        )
+        row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
         self.rounds.append(row)
-        self._row(run, phase, "eval", split="test", when="end", **test)
+        self._row(run, phase, "eval", split="test", when="end", **row["test"])
         self._row(run, phase, "phase", round=row)
         self.display.phase_end(row)
 
@@ -227,35 +208,21 @@ class Recorder:
         if self.store is not None:
             ended = run.clock.phase - 1
             if ended in self.store.keys:
-                self._file.flush()
-                rows = (self.directory / "metrics.jsonl").read_bytes()
                 source = self.directory / "checkpoint.pt"
-                self.store.put(ended, rows, lambda path: _copy(source, path))
+                self.store.put(ended, self._rows.content(), lambda path: _copy(source, path))
             self._look_into_store(run, method)
         if run.clock.phase < len(self.plan) and parallel.any_rank(
             bool(self.asked_to_stop()), run.device, run.world
         ):
-            raise Interrupted(self.asked_to_stop())
+            raise Interrupted(self.asked_to_stop() or signal.SIGTERM)
 
     def finish(self, run: Run, method: Method) -> None:
         """Write the final weights and, last of all, result.json."""
         if type(method).finish is not Method.finish:
-            measured = evaluate(run, method, "test")
-            valid = evaluate(run, method, "valid") if run.data.sizes.get("valid") else None
-            final = round_row(
-                run,
-                method,
-                self.plan[-1],
-                self.macs,
-                test=measured,
-                valid=valid,
-                pruned=None,
-                dense=self._dense(),
-                seconds=0.0,
-            )
+            final = self._round(run, method, self.plan[-1], None, 0.0)
             self.rounds.append(final | {"phase": "final", "epochs": 0.0, "steps": 0})
         if run.rank == 0:
-            self._file.flush()
+            self._rows.sync()
             self.export(run, method)
             result = assemble(run, self)
             self.picture(result)
@@ -266,8 +233,8 @@ class Recorder:
 
     def close(self) -> None:
         """Close the rows' file and let go of the store's lock."""
-        if self._file is not None:
-            self._file.close()
+        if self._rows is not None:
+            self._rows.close()
         if self.store is not None:
             self.store.release()
 
@@ -280,6 +247,15 @@ class Recorder:
 
     def _phase_seconds(self) -> float:
         return self.seconds + time.monotonic() - self.started
+
+    def _round(
+        self, run: Run, method: Method, phase: Phase, pruned: Mapping[str, float] | None, seconds: float
+    ) -> dict[str, Any]:
+        """Measure the network as it stands; its row of the table of rounds."""
+        test = self._measure(run, method, phase, "test")
+        valid = self._measure(run, method, phase, "valid") if run.data.sizes.get("valid") else None
+        measured = {"test": test, "valid": valid, "pruned": pruned, "dense": self._dense()}
+        return round_row(run, method, phase, self.macs, **measured, seconds=seconds)
 
     def _epoch_row(self, run: Run, phase: Phase) -> None:
         losses = self._judge_losses(run, phase)
@@ -317,65 +293,27 @@ class Recorder:
             f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower optimizer.lr{now}"
         )
 
-    def _show(self, run: Run, phase: Phase, now: float) -> None:
-        self._shown_at = now
-        loss, clock = self._losses.peek(), run.clock
-        if loss is not None and not math.isfinite(loss):
-            self._judge_losses(run, phase)
-        since, total = self._rate
-        speed = (clock.total - total) * run.data.batch_size / max(now - since, 1e-9)
-        self._rate = (now, clock.total)
-        lr = run.optimizer.param_groups[0]["lr"]
-        self.display.update(
-            clock.step,
-            epoch=clock.step / run.data.steps_per_epoch,
-            loss=loss,
-            top1=self._top1,
-            lr=float(lr) if not isinstance(lr, Tensor) else float("nan"),
-            images_per_second=speed,
-        )
-
-    def _show_phase(self, run: Run, phase: Phase) -> None:
-        lengths = [run.clock.steps if p is phase else self._length(p, run) for p in self.plan]
-        self._rate = (time.monotonic(), run.clock.total)
-        self.display.start(
-            phase.name,
-            run.clock.phase,
-            len(self.plan),
-            run.clock.steps,
-            run.clock.step,
-            sum(lengths),
-            run.clock.total,
-        )
-
-    def _length(self, phase: Phase, run: Run) -> int:
-        return 0 if callable(phase.length) else phase.steps(run)
-
     def _row(self, run: Run, phase: Phase, kind: str, **values: Any) -> None:
-        if self._file is None:
+        if self._rows is None:
             return
         clock = run.clock
-        row = {
+        place = {
             "kind": kind,
             "phase": phase.name,
             "cycle": clock.cycle,
             "step": clock.step,
             "total": clock.total,
-            "epoch": round(clock.step / run.data.steps_per_epoch, 6),
-            "sparsity": run.masks.sparsity,
-            **values,
         }
-        self._file.write(json.dumps(row).encode() + b"\n")
+        epoch = round(clock.step / run.data.steps_per_epoch, 6)
+        self._rows.write({**place, "epoch": epoch, "sparsity": run.masks.sparsity, **values})
 
     def _save(self, run: Run, method: Method) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is."""
         self._saved_at = time.monotonic()
-        if self._file is None:
+        if self._rows is None:
             return
-        self._file.flush()
-        os.fsync(self._file.fileno())
         extra = {
-            "rows": self._file.tell(),
+            "rows": self._rows.sync(),
             "rounds": self.rounds,
             "samples": self.samples,
             "seconds": self._phase_seconds(),

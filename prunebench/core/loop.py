@@ -135,7 +135,10 @@ def _prune(phase: Phase, run: Run, method: Method) -> None:
     with torch.enable_grad():
         method.prune(run, phase.sparsity)
     masks = parallel.from_first_rank(run.masks, run.world)
-    run.set_masks(shuffled(masks, phase.shuffle, run) if phase.shuffle else masks)
+    if phase.shuffle:
+        masks = shuffled(masks, phase.shuffle, run)
+    if masks is not run.masks:
+        run.set_masks(masks)
     moved = torch._foreach_norm(torch._foreach_sub(before, [p.detach() for p in params]))
     norm, drop = (float(torch.stack(n).norm()) for n in (torch._foreach_norm(before), moved))
     run.clock.norm_drop = drop / norm if norm else 0.0

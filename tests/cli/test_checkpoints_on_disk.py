@@ -78,7 +78,7 @@ def test_a_damaged_result_is_written_again_from_the_checkpoint(prune, runs, resu
 
 def test_a_run_goes_on_when_a_full_disk_has_room_again(prune, started, runs, result, until):
     process = started("protocol.dense=400it", "trainer.checkpoint_every=1it")
-    until(lambda: runs() and (runs()[0] / "checkpoint.pt").exists())
+    until(lambda: process.poll() is not None or (runs() and (runs()[0] / "checkpoint.pt").exists()))
     # No file may grow beyond this any more, as on a full disk: writes fail in the middle of a checkpoint.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     _, err = process.communicate(timeout=60)

@@ -109,7 +109,7 @@ def test_jobs_side_by_side_give_the_same_results(prune, prune_process, runs, res
 def test_a_signal_stops_a_sweep_and_the_same_command_goes_on(prune, started, runs, result, until):
     sweep = ("-m", "protocol.dense=200it", "seed=0,1")
     process = started(*sweep, "trainer.checkpoint_every=1it")
-    until(lambda: runs() and (runs()[0] / "checkpoint.pt").exists())
+    until(lambda: process.poll() is not None or (runs() and (runs()[0] / "checkpoint.pt").exists()))
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143

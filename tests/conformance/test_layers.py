@@ -23,7 +23,7 @@ BELOW = {
     "overview": set(),
     "hints": set(),
     "display": {"report"},
-    "journal": set(),
+    "journal": {"core"},
     "store": {"core", "journal"},
     "result": {"core", "metrics"},
     "record": {"core", "journal", "metrics", "result", "store"},
