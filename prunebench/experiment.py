@@ -99,7 +99,6 @@ def run_experiment(
             display=display,
             store=open_store(cfg, plan, run, method, threads, display, asked_to_stop),
             export=partial(_export, directory=directory, cfg=cfg),
-            picture=partial(_picture, directory=directory),
             eval_every=trainer["eval_every"],
             checkpoint_every=trainer["checkpoint_every"],
             checkpoint_seconds=trainer["checkpoint_seconds"],
@@ -153,9 +152,3 @@ def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]
         "sparsity": run.masks.sparsity,
     }
     write_final(directory, run, method, description=description)
-
-
-def _picture(result: Mapping[str, Any], *, directory: Path) -> None:
-    from prunebench.report.curve import curve_png
-
-    curve_png(result, directory / "curve.png")

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from prunebench import config
 from prunebench.explain import check_arguments, explain
 
-FAILURES = "PRUNEBENCH_FAILURES"  # names the file in which the jobs of a sweep write what failed
+NOTES = "PRUNEBENCH_NOTES"  # names the file in which jobs note that they failed or finished
 
 
 class ConfigError(ValueError):
@@ -67,10 +67,12 @@ def launch(arguments: Sequence[str]) -> int:
     try:
         if found := check_arguments(arguments):
             raise ConfigError("\n".join(found))
-        with failure_file() as failures:
+        with notes_of_jobs() as notes:
             with suppress(KeyboardInterrupt):  # a signal stopped a job, which has noted it
                 application(arguments)
-            failed = [json.loads(line) for line in failures.read_text().splitlines()]
+            noted = [json.loads(line) for line in notes.read_text().splitlines()]
+        failed = [note for note in noted if "message" in note]
+        draw(Path(note["done"]) for note in noted if "done" in note)
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(explain(error, arguments), 2)
     except OSError as error:  # Hydra makes the result directory before the job begins
@@ -111,9 +113,7 @@ def job(cfg: DictConfig) -> None:
     except (Exception, KeyboardInterrupt) as error:
         # Noted rather than raised: Hydra would print it in its own way, and end a sweep with it.
         message, code = judge(error, settings.runtime.output_dir)
-        line = json.dumps({"overrides": overrides, "message": message, "code": code})
-        with open(os.environ[FAILURES], "a") as file:
-            file.write(line + "\n")
+        note({"overrides": overrides, "message": message, "code": code})
         if sweep:
             print(f"prune-run: job {settings.job.num} failed: {message}", file=sys.stderr)
         if code >= 128 and multiprocessing.parent_process() is None:
@@ -135,9 +135,10 @@ def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
     display = Display(live=False if _jobs(settings) > 1 else None)
     with signals.installed():
         try:
+            directory = _relative(Path(settings.runtime.output_dir))
             run_experiment(
                 plain,
-                directory=_relative(Path(settings.runtime.output_dir)),
+                directory=directory,
                 choices=choices,
                 overrides=overrides,
                 instantiate=instantiate,
@@ -148,6 +149,16 @@ def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
             )
         finally:
             display.close()
+    if (directory / "result.json").exists() and not (directory / "curve.png").exists():
+        note({"done": str(directory)})
+
+
+def draw(directories: Iterable[Path]) -> None:
+    """The pictures of finished runs, after the last job: the next one need not wait for them."""
+    for directory in directories:
+        from prunebench.report.curve import curve_png
+
+        curve_png(json.loads((directory / "result.json").read_text()), directory / "curve.png")
 
 
 def remove_if_empty(directory: Path, *, parents: int) -> None:
@@ -184,15 +195,21 @@ def _unwrapped(value: Any) -> Any:
 
 
 @contextmanager
-def failure_file() -> Iterator[Path]:
-    """An empty file that jobs, also in other processes, add their failures to."""
+def notes_of_jobs() -> Iterator[Path]:
+    """An empty file to which jobs, also in other processes, add what the command has to know of them."""
     handle, name = tempfile.mkstemp(prefix="prunebench-")
     os.close(handle)
-    os.environ[FAILURES] = name
+    os.environ[NOTES] = name
     try:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def note(content: Mapping[str, Any]) -> None:
+    """Add a line to the notes of this command's jobs."""
+    with open(os.environ[NOTES], "a") as file:
+        file.write(json.dumps(dict(content)) + "\n")
 
 
 # From exceptions to one line

@@ -35,7 +35,6 @@ class Recorder:
       display: what the user sees.
       store: shared prefixes, or None.
       export: called with the run at the end; writes the final weights.
-      picture: called with the result; draws its curve.
       eval_every: validation accuracy is measured this often, "1ep" or "500it".
       checkpoint_every: a checkpoint is written this often, and at phase ends.
       checkpoint_seconds: and when this long has passed since the last one.
@@ -52,7 +51,6 @@ class Recorder:
         display: Any,
         store: PrefixStore | None,
         export: Callable[[Run, Method], None],
-        picture: Callable[[Mapping[str, Any]], None],
         eval_every: str,
         checkpoint_every: str,
         checkpoint_seconds: float,
@@ -60,7 +58,7 @@ class Recorder:
     ):
         self.directory, self.plan, self.identity, self.macs = directory, plan, identity, macs
         self.display, self.store, self.asked_to_stop = display, store, asked_to_stop
-        self.export, self.picture = export, picture
+        self.export = export
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.checkpoint_seconds = checkpoint_seconds
         self.rounds: list[dict[str, Any]] = []
@@ -225,7 +223,6 @@ class Recorder:
             self._rows.sync()
             self.export(run, method)
             result = assemble(run, self)
-            self.picture(result)
             text = json.dumps(result, indent=1, allow_nan=False) + "\n"
             checkpoint.write_atomically(self.directory / "result.json", lambda f: f.write(text.encode()))
             self.display.finish(result, str(self.directory))

@@ -123,7 +123,10 @@ def _global(
 ) -> dict[str, Tensor]:
     """One ranking over all layers; layers that would fall below the floor get their best entries back."""
     names = list(groups)
-    floors = {n: min(min_kept, groups[n].numel()) for n in names}
+    floors = {
+        n: min(min_kept, groups[n].numel() if alive[n] is None else int(torch.count_nonzero(alive[n])))
+        for n in names
+    }
     if keep < sum(floors.values()):
         raise ValueError(
             f"sparsity.target={sparsity:g}: keeps {keep} entries in {len(names)} layers, too few for the floor "
@@ -131,11 +134,15 @@ def _global(
         )
     masks = dict(zip(names, _keep_highest(list(groups.values()), keep, [alive[n] for n in names])))
     if min_kept and any(int(torch.count_nonzero(masks[n])) < floors[n] for n in names):
-        protected = {}
-        for n in names:
-            best = _keep_highest([groups[n]], floors[n], [alive[n]])[0]
-            protected[n] = groups[n].masked_fill(best, torch.inf)
-        masks = dict(zip(names, _keep_highest(list(protected.values()), keep, [alive[n] for n in names])))
+        protected = dict(groups)
+        while short := [n for n in names if int(torch.count_nonzero(masks[n])) < floors[n]]:
+            short = [n for n in short if protected[n] is groups[n]]
+            if not short:
+                break  # scores that are infinite themselves
+            for n in short:
+                best = _keep_highest([groups[n]], floors[n], [alive[n]])[0]
+                protected[n] = groups[n].clone().masked_fill_(best, torch.inf)  # masked_fill loses the format
+            masks = dict(zip(names, _keep_highest(list(protected.values()), keep, [alive[n] for n in names])))
     return masks
 
 
@@ -197,9 +204,13 @@ def _keep_highest(groups: Sequence[Tensor], keep: int, alive: Sequence[Tensor | 
     if ties != equal:
         for g, a, mask in zip(groups, alive, masks):
             tied = (g == threshold) if a is None else (g == threshold) & a
-            index = tied.nonzero()[:ties]  # in the order of the flat index, whatever the memory format
-            mask[tuple(index.T)] = True
-            ties -= len(index)
+            if (count := int(torch.count_nonzero(tied))) <= ties:
+                mask |= tied
+                ties -= count
+            else:
+                first = tied.flatten().nonzero()[:ties, 0]  # flat index, whatever the memory format
+                mask[torch.unravel_index(first, mask.shape)] = True
+                ties = 0
             if ties == 0:
                 break
     return [mask if a is None else mask.logical_and_(a) for mask, a in zip(masks, alive)]
@@ -238,7 +249,7 @@ def _survivors(groups: Sequence[Tensor], alive: Sequence[Tensor | None], counts:
         if a is None or count == g.numel():
             part[:] = g.reshape(-1).numpy()
         else:
-            part[:] = g.reshape(-1).numpy()[a.reshape(-1).numpy()]
+            part[:] = np.compress(a.reshape(-1).numpy(), g.reshape(-1).numpy())  # a fifth of the time of g[a]
         start += count
     return values
 
@@ -253,17 +264,20 @@ def _order_statistic(values: np.ndarray, index: int) -> float:
     Quickselect is up to 25 times slower when half the values are equal, so a value that a sample shows to be
     common is settled by counting first.
     """
-    sample = values[:: max(1, values.size // 512)]
+    sample = np.sort(values[:: max(1, values.size // 512)])
     common, repeats = np.unique(sample, return_counts=True)
-    if values.size > 4096 and repeats.max() > sample.size // 8:
-        value = common[repeats.argmax()]
+    most = repeats.argmax()
+    if repeats[most] <= sample.size // 8:  # else the value that is wanted, if that is repeated
+        most = np.searchsorted(common, sample[index * sample.size // values.size])
+    if values.size > 4096 and repeats[most] > 2:
+        value = common[most]
         below = np.count_nonzero(values < value)
         if index < below:
-            return _order_statistic(values[values < value], index)
+            return _order_statistic(np.compress(values < value, values), index)
         below += np.count_nonzero(values == value)
         if index < below:
             return value
-        return _order_statistic(values[values > value], index - below)
+        return _order_statistic(np.compress(values > value, values), index - below)
     values.partition(index)
     return values[index]
 

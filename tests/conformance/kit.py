@@ -201,7 +201,6 @@ def recorded(
         display=Silent(),
         store=shared,
         export=partial(experiment._export, directory=directory, cfg=parts.cfg),
-        picture=lambda result: None,
         eval_every=trainer["eval_every"],
         checkpoint_every=trainer["checkpoint_every"],
         checkpoint_seconds=trainer["checkpoint_seconds"],
