@@ -112,16 +112,16 @@ def check(
     left_over = run.data.sizes["train"] % run.data.batch_size
     if run.world > 1 and (0 < left_over < run.world or run.data.batch_size < run.world):
         raise ValueError(
-            f"trainer.batch_size={run.data.batch_size}: leaves a last batch of {left_over} images for {run.world} "
-            "processes; choose another batch size"
+            f"trainer.batch_size={run.data.batch_size}: leaves a last batch of {left_over} images for "
+            f"{run.world} processes; choose another batch size"
         )
     method.check(run, [p.sparsity for p in plan if p.sparsity is not None])
     for phase in plan:
-        if phase.keep == "best" or phase.patience is not None:
-            if not run.data.sizes.get("valid"):
-                raise ValueError(
-                    "protocol.keep=best and protocol.patience need validation images; set dataset.validation=0.1"
-                )
+        validated = phase.keep == "best" or phase.patience is not None
+        if validated and not run.data.sizes.get("valid"):
+            raise ValueError(
+                "protocol.keep=best and protocol.patience need validation images; set dataset.validation=0.1"
+            )
         if phase.patience is not None and phase.snapshot:
             raise ValueError(
                 f"protocol.patience={phase.patience}: may end dense training before the point of "
@@ -130,12 +130,12 @@ def check(
         granularity = getattr(method, "granularity", "weight")
         if phase.shuffle and granularity != "weight":
             raise ValueError(
-                f"protocol.control: shuffles single weights, sparsity.granularity={granularity} prunes others; "
-                "use protocol.control=reinit or sparsity.granularity=weight"
+                f"protocol.control: shuffles single weights, sparsity.granularity={granularity} prunes "
+                "others; use protocol.control=reinit or sparsity.granularity=weight"
             )
         if not callable(phase.length) and (steps := phase.steps(run)):
             run.clock.steps = steps
-            phase.schedule(run.progress())
+            _try_schedule(phase, run)
     run.clock.steps = 0
     try:
         make_optimizer(run, method)
@@ -143,8 +143,20 @@ def check(
         raise ValueError(f"optimizer: {error}; correct optimizer.* or choose another optimizer") from None
 
 
+def _try_schedule(phase: Phase, run: Run) -> None:
+    """Ask for the phase's first learning rate; a refusal names the option with its group."""
+    try:
+        phase.schedule(run.progress())
+    except ValueError as error:
+        if "." in str(error).partition("=")[0]:
+            raise
+        # retraining after `of`, the training schedule, passes on what that refuses
+        training = phase.sparsity is None or "of" in getattr(phase.schedule, "keywords", ())
+        raise ValueError(f"{'schedule' if training else 'retrain'}.{error}") from None
+
+
 def _make_optimizer(factory: Callable, decay: str, run: Run, method: Method) -> torch.optim.Optimizer:
-    """Optimizer over the model's and the method's parameters; fused kernels where they exist (1 to 10 % faster)."""
+    """Optimizer over the model's and the method's parameters; fused (1 to 10 % faster) where that exists."""
     params = dict(run.model.named_parameters())
     if decay == "all":
         groups = [{"params": list(params.values())}]

@@ -61,8 +61,9 @@ def describe(
     processes = f", {run.world} processes" if run.world > 1 else ""
     return {
         "model": f"{choices['model']}, {total:,} parameters, {sum(macs.values()):,} MACs per image",
-        "data": f"{choices['dataset']}, {c}x{h}x{w}, {run.data.num_classes} classes: {sizes['train']:,} train, "
-        f"{sizes.get('valid', 0):,} valid, {sizes['test']:,} test; batches of {run.data.batch_size}",
+        "data": f"{choices['dataset']}, {c}x{h}x{w}, {run.data.num_classes} classes: "
+        f"{sizes['train']:,} train, {sizes.get('valid', 0):,} valid, {sizes['test']:,} test; "
+        f"batches of {run.data.batch_size}",
         "device": f"{device}, {how}{processes}",
         "prunable": f"{run.masks.total:,} weights in {len(run.masks)} layers",
         "directory": str(directory),

@@ -1,4 +1,4 @@
-"""What the recorder keeps between two looks: rows, losses, pace; and the two ways in which a run ends early."""
+"""What the recorder keeps between two looks: rows, losses, pace; and the two ways to end a run early."""
 
 import json
 import os
@@ -29,8 +29,27 @@ class Diverged(RuntimeError):
     """The training loss is not finite; the message names phase and step, and the last good checkpoint."""
 
 
+def diverged(run: Run, phase: Phase, what: str, *, step: int, saved: int | None) -> Diverged:
+    """The error to raise when `what` is not finite.
+
+    Args:
+      run: at some step of the phase.
+      phase: where it happened.
+      what: subject and verb, "the loss is nan".
+      step: of the phase, at most that of the run's clock.
+      saved: step in all of the last checkpoint, or None if there is none.
+    """
+    kept = "no checkpoint had been written" if saved is None else f"the checkpoint of step {saved} is kept"
+    groups = run.optimizer.param_groups if run.optimizer is not None else []
+    now = f" (now {groups[0]['initial_lr']:g})" if groups else ""
+    return Diverged(
+        f"training diverged: {what} in phase {phase.name}, step {step} of {run.clock.steps} "
+        f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower optimizer.lr{now}"
+    )
+
+
 class Losses:
-    """Training losses of the epoch, kept on the device; read without making the device wait until they are due."""
+    """Training losses of the epoch, kept on the device, which does not wait before they are due."""
 
     def __init__(self, size: int, device: torch.device):
         self.values = torch.zeros(size, device=device)

@@ -1,8 +1,10 @@
 """Hydra's part of `prune-run`: compose, check, run a job or a sweep, and turn every failure into one line."""
 
+import inspect
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from prunebench import config
+from prunebench import config, overview
 from prunebench.explain import check_arguments, explain
 
 NOTES = "PRUNEBENCH_NOTES"  # names the file in which jobs note that they failed or finished
@@ -217,9 +219,9 @@ def note(content: Mapping[str, Any]) -> None:
 
 def judge(error: BaseException, directory: str = "") -> tuple[str, int]:
     """Message and exit code of a failed run, whose result directory is named where a write failed."""
-    cause = error
+    cause, built = error, ""
     while isinstance(cause, InstantiationException) and (cause.__cause__ or cause.__context__) is not None:
-        cause = cause.__cause__ or cause.__context__
+        built, cause = str(cause), cause.__cause__ or cause.__context__
     name = type(cause).__name__
     if isinstance(cause, KeyboardInterrupt):
         return "interrupted", 130
@@ -231,13 +233,27 @@ def judge(error: BaseException, directory: str = "") -> tuple[str, int]:
         kept = "the last good checkpoint is kept: make room and type the same command"
         return f"{failed.filename or directory}: {failed.strerror or failed}; {kept}", 1
     if isinstance(cause, ValueError):
-        return str(cause), 2
+        return _with_group(str(cause), built), 2
     if isinstance(cause, HydraException | OmegaConfBaseException):
         return explain(cause), 2
     if isinstance(cause, MemoryError) or name == "OutOfMemoryError":
         return "out of memory; lower trainer.batch_size (the last good checkpoint is kept)", 1
     detail = "".join(traceback.format_exception(cause))
     return f"internal error, please report it:\n{detail}", 1
+
+
+def _with_group(message: str, built: str) -> str:
+    """The message with its option's group in front, if it is an argument of the object that Hydra built.
+
+    A constructor knows its arguments ("widths=..."), the user types their group too ("model.widths=...").
+    """
+    target = re.search(r"target '(prunebench\.(\w+)\.[\w.]+)'", built)
+    option = re.match(r"(\w+)=", message)
+    group = overview.PLURALS.get(target[2]) if target else None
+    if option is None or group is None or option[1] in (*config.GROUPS, *config.GIVEN_BY_CODE):
+        return message
+    known = inspect.signature(hydra.utils.get_object(target[1])).parameters
+    return f"{group}.{message}" if option[1] in known else message
 
 
 def _failed_write(error: BaseException | None) -> OSError | None:

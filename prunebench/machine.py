@@ -40,7 +40,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def set_threads(threads: int | None, *, jobs: int, world: int) -> int:
-    """Set the number of CPU threads; by default all cores, shared out among jobs. Returns the number in force.
+    """Set the number of CPU threads, by default all cores shared out among jobs; the number in force.
 
     Raises:
       ValueError: if it is less than 1.
@@ -55,7 +55,7 @@ def set_threads(threads: int | None, *, jobs: int, world: int) -> int:
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype | None:
-    """Autocast dtype, or None for float32. On a CPU without bf16 units bf16 is 4 to 14 times slower: auto avoids it.
+    """Autocast dtype, or None for float32. On CPUs without bf16 units auto avoids bf16, 4 to 14 times slower.
 
     Raises:
       ValueError: if the name is none of auto, fp32, bf16.
@@ -100,8 +100,8 @@ def use_channels_last(setting: bool | str, model: nn.Module) -> bool:
     unsafe = next(model.parameters()).device.type == "cpu" and has_unsafe_strided_1x1(model)
     if setting is True and unsafe:
         raise ValueError(
-            "trainer.channels_last=true: this network has strided 1x1 convolutions with fewer than 8 input channels, "
-            "which crash in this format on a CPU; use trainer.channels_last=auto"
+            "trainer.channels_last=true: this network has strided 1x1 convolutions with fewer than 8 input "
+            "channels, which crash in this format on a CPU; use trainer.channels_last=auto"
         )
     has_convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
     return bool(setting) and has_convolutions and not unsafe

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from prunebench.core.allocation import sparsity_after_rounds
-from prunebench.core.phase import Phase, Schedule, parse_length
+from prunebench.core.phase import Phase, Schedule
+from prunebench.lengths import check_length, difference, parts, split
 from prunebench.ramps import geometric, linear
 
 Weights = Literal["keep", "init", "rewind", "random"]
@@ -181,7 +182,7 @@ def _asked(
     layer_rates: dict[str, float] | None,
     spacing: str,
 ) -> list[Any]:
-    """Sparsity after every round, of the original weights; a function of the run where layers have own rates."""
+    """Sparsity after every round, of the original weights; a function of the run with `layer_rates`."""
     if rounds < 1:
         raise ValueError(f"sparsity.rounds={rounds}: must be at least 1; or choose protocol=dense")
     if target is None and rate is None and layer_rates:
@@ -217,51 +218,27 @@ def _lengths(
         listed = " ".join(f"{key}={value}" for key, value in given.items())
         raise ValueError(f"{listed}: at most one must be given; set the others to null")
     for key, value in given.items():
-        _check_length(key, value)
+        check_length(key, value)
     if not given and weights == "keep":
         keys = "protocol.retrain, protocol.retrain_total and protocol.budget"
         raise ValueError(
             f"protocol.retrain=null: exactly one of {keys} must be given with protocol.weights=keep"
         )
     if not given:
-        return [_difference("protocol.dense", dense, "protocol.rewind_to", rewind_to)] * rounds
+        return [difference("protocol.dense", dense, "protocol.rewind_to", rewind_to)] * rounds
     if retrain is not None:
         return [retrain] * rounds
     if retrain_total is not None:
-        return _split("protocol.retrain_total", retrain_total, rounds, retrain_total)
-    return _split(
-        "protocol.budget", budget, rounds, _difference("protocol.budget", budget, "protocol.dense", dense)
+        return split("protocol.retrain_total", retrain_total, rounds, retrain_total)
+    return split(
+        "protocol.budget", budget, rounds, difference("protocol.budget", budget, "protocol.dense", dense)
     )
-
-
-def _split(key: str, text: str, rounds: int, total: str) -> list[str]:
-    """Whole equal parts of `total`, the last with the remainder; `key=text` is what the user typed."""
-    number, unit = _parts(total)
-    part = number // rounds
-    if part == 0.0 and number > 0.0:
-        raise ValueError(
-            f"{key}={text}: must leave at least 1{unit} for each of the {rounds} rounds, but {total} is left "
-            "for all of them; lengthen it, lower sparsity.rounds, or give all lengths in steps (it)"
-        )
-    return [_length(part, unit)] * (rounds - 1) + [_length(number - part * (rounds - 1), unit)]
-
-
-def _difference(key: str, text: str, less_key: str, less: str) -> str:
-    """Length `text` less length `less`, of one unit."""
-    (number, unit), (less_number, less_unit) = _parts(text), _parts(less)
-    if less_number == 0.0:
-        return text
-    if unit != less_unit:
-        raise ValueError(f"{key}={text}: must have the unit of {less_key}={less}, since one is subtracted")
-    if less_number > number:
-        raise ValueError(f"{key}={text}: must be at least as long as {less_key}={less}")
-    return _length(number - less_number, unit)
 
 
 def _check_rewind(weights: str, rewind_to: str, dense: str) -> None:
     """The rewinding point must have a use, and lie in dense training where both have the same unit."""
-    _check_length("protocol.rewind_to", rewind_to)
-    (number, unit), (dense_number, dense_unit) = _parts(rewind_to), _parts(dense)
+    check_length("protocol.rewind_to", rewind_to)
+    (number, unit), (dense_number, dense_unit) = parts(rewind_to), parts(dense)
     if weights != "rewind":
         if number != 0.0:
             raise ValueError(f"protocol.rewind_to={rewind_to}: must be 0it unless protocol.weights=rewind")
@@ -274,11 +251,11 @@ def _check_rewind(weights: str, rewind_to: str, dense: str) -> None:
 
 def _check_common(dense: str, keep: str, patience: str | None) -> None:
     """Options of every protocol."""
-    _check_length("protocol.dense", dense)
+    check_length("protocol.dense", dense)
     _check_choice("protocol.keep", keep, Keep)
     if patience is not None:
-        _check_length("protocol.patience", patience)
-        if _parts(patience)[0] == 0.0:
+        check_length("protocol.patience", patience)
+        if parts(patience)[0] == 0.0:
             raise ValueError(f"protocol.patience={patience}: must be longer than 0; null for no early end")
 
 
@@ -286,26 +263,6 @@ def _check_choice(key: str, value: str, choices: Any) -> None:
     """`choices` is a Literal type."""
     if value not in get_args(choices):
         raise ValueError(f"{key}={value}: must be one of {', '.join(get_args(choices))}")
-
-
-def _check_length(key: str, text: str) -> None:
-    """Raise ValueError that names the key, unless the text is a length."""
-    try:
-        parse_length(text, 1)
-    except ValueError as error:
-        rule = str(error).partition(": ")[2]
-        raise ValueError(f"{key}={text}: {rule}") from None
-
-
-def _parts(text: str) -> tuple[float, str]:
-    """Number and unit of a checked length."""
-    text = text.strip()
-    return float(text[:-2]), text[-2:]
-
-
-def _length(number: float, unit: str) -> str:
-    number = round(number, 6)  # 2.3 - 0.1 epochs is 2.2 epochs
-    return f"{int(number) if number.is_integer() else number}{unit}"
 
 
 def _yaml(value: float | None) -> str:

@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from prunebench.core import checkpoint, parallel
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase, parse_length
 from prunebench.core.run import Run
-from prunebench.journal import Diverged, Interrupted, Losses, Rows, Shown
+from prunebench.journal import Diverged, Interrupted, Losses, Rows, Shown, diverged
 from prunebench.metrics.evaluation import evaluate
-from prunebench.result import assemble, round_row
-from prunebench.store import PrefixStore
+from prunebench.result import assemble, dense_test, images_seen, round_row
+from prunebench.store import PrefixStore, copy_checkpoint
 
 AGREE_EVERY = 50  # steps between two exchanges about signals, with several processes
 
@@ -57,10 +58,9 @@ class Recorder:
         asked_to_stop: Callable[[], int],
     ):
         self.directory, self.plan, self.identity, self.macs = directory, plan, identity, macs
-        self.display, self.store, self.asked_to_stop = display, store, asked_to_stop
-        self.export = export
+        self.display, self.store, self.export = display, store, export
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.asked_to_stop = checkpoint_seconds, asked_to_stop
         self.rounds: list[dict[str, Any]] = []
         self.samples: list[int] = []  # training images of each phase so far
         self.shared: list[dict[str, str]] = []  # the prefix that was not trained here
@@ -91,9 +91,7 @@ class Recorder:
             extra = self._load(path, run, method)
             if self._rows is not None:
                 self._rows.cut(extra["rows"])
-            where = (
-                f"phase {self.plan[run.clock.phase].name}" if run.clock.phase < len(self.plan) else "the end"
-            )
+            where = [*(f"phase {p.name}" for p in self.plan), "the end"][run.clock.phase]
             self.display.event(f"resumed at {where}, step {run.clock.step} of it ({run.clock.total} in all)")
         elif self._rows is not None:
             self._rows.cut(0)
@@ -116,7 +114,7 @@ class Recorder:
         return extra
 
     def _look_into_store(self, run: Run, method: Method) -> None:
-        """Take over the longest stored prefix beyond the clock, if there is one; else train it, holding its lock."""
+        """Take over the longest stored prefix beyond the clock; else train it, holding its lock."""
         if self.store is None or run.clock.phase >= len(self.plan):
             return
         found = self.store.longest(run.clock.phase)
@@ -125,10 +123,9 @@ class Recorder:
         index, folder = found
         self._load(folder / "checkpoint.pt", run, method)
         self._rows.replace((folder / "metrics.jsonl").read_bytes())
-        self.shared = [{"phase": self.plan[index].name, "key": folder.name}]
-        self.display.event(
-            f"{self.plan[index].name}: taken from the shared store ({folder.name}), not trained again"
-        )
+        name = self.plan[index].name
+        self.shared = [{"phase": name, "key": folder.name}]
+        self.display.event(f"{name}: taken from the shared store ({folder.name}), not trained again")
         self._save(run, method)
         self._look_into_store(run, method)
 
@@ -140,8 +137,8 @@ class Recorder:
         self.pruned_test = self._measure(run, method, phase, "test")
         self._row(run, phase, "prune", split="test", when="pruned", asked=phase.sparsity, **self.pruned_test)
         self.display.event(
-            f"{phase.name}: pruned to {run.masks.sparsity:.2%}, {run.masks.kept:,} of {run.masks.total:,} weights kept, "
-            f"top-1 {self.pruned_test['top1']:.2%}"
+            f"{phase.name}: pruned to {run.masks.sparsity:.2%}, {run.masks.kept:,} of "
+            f"{run.masks.total:,} weights kept, top-1 {self.pruned_test['top1']:.2%}"
         )
 
     def entered(self, run: Run, method: Method, phase: Phase) -> None:
@@ -191,7 +188,7 @@ class Recorder:
         """Measure the test accuracy and add the phase's row to the table of rounds."""
         if self._losses.count:  # of an epoch that the method or the patience rule cut short
             self._epoch_row(run, phase)
-        self.samples.append(_images_seen(run))
+        self.samples.append(images_seen(run))
         row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
         self.rounds.append(row)
         self._row(run, phase, "eval", split="test", when="end", **row["test"])
@@ -207,11 +204,10 @@ class Recorder:
             ended = run.clock.phase - 1
             if ended in self.store.keys:
                 source = self.directory / "checkpoint.pt"
-                self.store.put(ended, self._rows.content(), lambda path: _copy(source, path))
+                self.store.put(ended, self._rows.content(), partial(copy_checkpoint, source))
             self._look_into_store(run, method)
-        if run.clock.phase < len(self.plan) and parallel.any_rank(
-            bool(self.asked_to_stop()), run.device, run.world
-        ):
+        asked = bool(self.asked_to_stop())
+        if run.clock.phase < len(self.plan) and parallel.any_rank(asked, run.device, run.world):
             raise Interrupted(self.asked_to_stop() or signal.SIGTERM)
 
     def finish(self, run: Run, method: Method) -> None:
@@ -237,11 +233,6 @@ class Recorder:
 
     # Parts of the above
 
-    def _dense(self) -> dict[str, float] | None:
-        """Test metrics of the dense control: the end of the last phase before the first pruning event."""
-        dense = [r for r in self.rounds if r["cycle"] == 0]
-        return dense[-1]["test"] if dense else None
-
     def _phase_seconds(self) -> float:
         return self.seconds + time.monotonic() - self.started
 
@@ -251,7 +242,7 @@ class Recorder:
         """Measure the network as it stands; its row of the table of rounds."""
         test = self._measure(run, method, phase, "test")
         valid = self._measure(run, method, phase, "valid") if run.data.sizes.get("valid") else None
-        measured = {"test": test, "valid": valid, "pruned": pruned, "dense": self._dense()}
+        measured = {"test": test, "valid": valid, "pruned": pruned, "dense": dense_test(self.rounds)}
         return round_row(run, method, phase, self.macs, **measured, seconds=seconds)
 
     def _epoch_row(self, run: Run, phase: Phase) -> None:
@@ -271,38 +262,23 @@ class Recorder:
         raise self._diverged(run, phase, f"the loss is {losses[bad]}", step)
 
     def _measure(self, run: Run, method: Method, phase: Phase, split: str) -> dict[str, float]:
-        """Metrics of a split. A loss that is not finite ends the run before a checkpoint or a result has it."""
+        """Metrics of a split; a loss that is not finite ends the run before a checkpoint or result has it."""
         measured = evaluate(run, method, split)
         if not math.isfinite(measured["loss"]):
             raise self._diverged(run, phase, f"the {split} loss is {measured['loss']}", run.clock.step)
         return measured
 
     def _diverged(self, run: Run, phase: Phase, what: str, step: int) -> Diverged:
-        kept = (
-            f"the checkpoint of step {self._saved_total} is kept"
-            if (self.directory / "checkpoint.pt").exists()
-            else "no checkpoint had been written"
-        )
-        groups = run.optimizer.param_groups if run.optimizer is not None else []
-        now = f" (now {groups[0]['initial_lr']:g})" if groups else ""
-        return Diverged(
-            f"training diverged: {what} in phase {phase.name}, step {step} of {run.clock.steps} "
-            f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower optimizer.lr{now}"
-        )
+        saved = self._saved_total if (self.directory / "checkpoint.pt").exists() else None
+        return diverged(run, phase, what, step=step, saved=saved)
 
     def _row(self, run: Run, phase: Phase, kind: str, **values: Any) -> None:
         if self._rows is None:
             return
         clock = run.clock
-        place = {
-            "kind": kind,
-            "phase": phase.name,
-            "cycle": clock.cycle,
-            "step": clock.step,
-            "total": clock.total,
-        }
-        epoch = round(clock.step / run.data.steps_per_epoch, 6)
-        self._rows.write({**place, "epoch": epoch, "sparsity": run.masks.sparsity, **values})
+        place = {"phase": phase.name, "cycle": clock.cycle, "step": clock.step, "total": clock.total}
+        epoch, sparsity = round(clock.step / run.data.steps_per_epoch, 6), run.masks.sparsity
+        self._rows.write({"kind": kind, **place, "epoch": epoch, "sparsity": sparsity, **values})
 
     def _save(self, run: Run, method: Method) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is."""
@@ -321,13 +297,3 @@ class Recorder:
         }
         checkpoint.save(self.directory / "checkpoint.pt", run=run, method=method, extra=extra)
         self._saved_total = run.clock.total
-
-
-def _images_seen(run: Run) -> int:
-    """Training images of the phase that ends now; the last batch of an epoch may be smaller."""
-    epochs, rest = divmod(run.clock.step, run.data.steps_per_epoch)
-    return epochs * run.data.sizes["train"] + rest * run.data.batch_size
-
-
-def _copy(source: Path, path: Path) -> None:
-    checkpoint.write_atomically(path, lambda file: file.write(source.read_bytes()))

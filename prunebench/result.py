@@ -1,7 +1,7 @@
 """What result.json says: one row per phase, the layers, the cost, and the identity of the run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ def round_row(
 ) -> dict[str, Any]:
     """One row of the table of rounds: what was asked, reached and kept, and what accuracy it gave.
 
-    Counts follow ShrinkBench's definitions (arXiv 2003.03033): compression over all parameters, sparsity over the
-    prunable ones, MACs of one image by real output sizes, speed-up theoretical.
+    Counts follow ShrinkBench's definitions (arXiv 2003.03033): compression over all parameters, sparsity over
+    the prunable ones, MACs of one image by real output sizes, speed-up theoretical.
 
     Args:
-      test, valid, pruned: {"top1", "top5", "loss"} after training (test, valid) and right after pruning (test).
+      test, valid, pruned: {"top1", "top5", "loss"} after training (test, valid) and right after pruning
+        (test).
       dense: the dense control's test metrics.
       seconds: wall time of the phase, evaluation included.
     """
@@ -64,15 +65,26 @@ def round_row(
     return row
 
 
+def dense_test(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Test metrics of the dense control: the end of the last phase before the first pruning event."""
+    dense = [r for r in rounds if r["cycle"] == 0]
+    return dense[-1]["test"] if dense else None
+
+
+def images_seen(run: Run) -> int:
+    """Training images of the phase that ends now; the last batch of an epoch may be smaller."""
+    epochs, rest = divmod(run.clock.step, run.data.steps_per_epoch)
+    return epochs * run.data.sizes["train"] + rest * run.data.batch_size
+
+
 def assemble(run: Run, recorder: Any) -> dict[str, Any]:
     """The content of result.json."""
     rounds, size = recorder.rounds, cost(run.model, run.masks, recorder.macs, tied=run.masks.tied)
     trained = [r for r in rounds if r["phase"] != "final"]
-    dense = [r for r in rounds if r["cycle"] == 0]
     return {
         "version": VERSION,
         **recorder.identity,
-        "dense": dense[-1]["test"] if dense else None,
+        "dense": dense_test(rounds),
         "rounds": rounds,
         "final": rounds[-1],
         "layers": size["layers"],
@@ -91,8 +103,8 @@ def assemble(run: Run, recorder: Any) -> dict[str, Any]:
 def write_final(directory: Path, run: Run, method: Method, *, description: Mapping[str, Any]) -> None:
     """Final weights and masks as safetensors, and a JSON that says how to build the network they fit.
 
-    `final.safetensors` holds the state dict (parameters and buffers, pruned weights 0), `masks.safetensors` one
-    bool tensor per prunable parameter, True = kept.
+    `final.safetensors` holds the state dict (parameters and buffers, pruned weights 0), `masks.safetensors`
+    one bool tensor per prunable parameter, True = kept.
     """
     from safetensors.torch import save
 

@@ -182,7 +182,7 @@ def _curve(of: Schedule, steps: int, steps_per_epoch: int) -> _Training:
 
 def _warmup_steps(p: Progress, warmup: float) -> int:
     if not 0.0 <= warmup < 1.0:
-        raise ValueError(f"warmup={warmup}: must be a share of the retraining phase in [0, 1)")
+        raise ValueError(f"retrain.warmup={warmup}: must be a share of the retraining phase in [0, 1)")
     return int(warmup * p.steps)
 
 

@@ -24,10 +24,10 @@ def address(content: Any) -> str:
 class PrefixStore:
     """End states of phase prefixes, each trained by one run and read by every other that shares it.
 
-    A key must name all that can influence the state: the caller builds it from the configuration of the prefix,
-    the seed, the device kind, the number of threads and the library versions. While a run trains a prefix that is
-    not there yet it holds that prefix's lock, so that jobs side by side wait for it instead of training it again;
-    the lock of a killed process is free.
+    A key must name all that can influence the state: the caller builds it from the configuration of the
+    prefix, the seed, the device kind, the number of threads and the library versions. While a run trains a
+    prefix that is not there yet it holds that prefix's lock, so that jobs side by side wait for it instead of
+    training it again; the lock of a killed process is free.
 
     Args:
       directory: holds one folder per key.
@@ -45,8 +45,8 @@ class PrefixStore:
     def longest(self, after: int) -> tuple[int, Path] | None:
         """Index and folder of the longest stored prefix that ends at phase `after` or later; else None.
 
-        When the next prefix is not there, its lock is taken (waiting if another process holds it), and the store
-        is looked into once more.
+        When the next prefix is not there, its lock is taken (waiting if another process holds it), and the
+        store is looked into once more.
         """
         self.release()
         found = self._stored(after)
@@ -80,7 +80,7 @@ class PrefixStore:
         self._lock = lock
 
     def put(self, index: int, rows: bytes, write: Callable[[Path], None]) -> None:
-        """Store the end state of the phase, unless another run has done so; rows first, the checkpoint makes it valid."""
+        """Store the end state of the phase, unless there is one; rows first, the checkpoint validates."""
         key = self.keys.get(index)
         if key is None:
             return
@@ -96,6 +96,11 @@ class PrefixStore:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def copy_checkpoint(source: Path, path: Path) -> None:
+    """Put a copy of a checkpoint at `path`, whole or not at all."""
+    checkpoint.write_atomically(path, lambda file: file.write(source.read_bytes()))
 
 
 def open_store(

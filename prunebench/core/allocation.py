@@ -19,8 +19,8 @@ def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
 def uniform_plus(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Uniform, with a dense first convolution and at least 20 % of the last layer kept.
 
-    Gale, Elsen, Hooker 2019 (arXiv 1902.09574), in the form of LAMP's code (arXiv 2010.07611): the other layers
-    take the same, higher sparsity, so that the total is met.
+    Gale, Elsen, Hooker 2019 (arXiv 1902.09574), in the form of LAMP's code (arXiv 2010.07611): the other
+    layers take the same, higher sparsity, so that the total is met.
 
     Raises:
       ValueError: if the others would have to be pruned by more than everything.
@@ -38,8 +38,9 @@ def uniform_plus(shapes: Shapes, sparsity: float) -> dict[str, float]:
         share = (remove - 0.8 * sizes[last]) / sum(sizes[n] for n in pool)
     if share > 1:
         raise ValueError(
-            f"sparsity.target={sparsity:g}: out of reach of sparsity.allocation=uniform_plus, which leaves the first "
-            "convolution dense and 20 % of the last layer; lower it or use sparsity.allocation=uniform"
+            f"sparsity.target={sparsity:.12g}: out of reach of sparsity.allocation=uniform_plus, which "
+            "leaves the first convolution dense and 20 % of the last layer; lower it or use "
+            "sparsity.allocation=uniform"
         )
     return result | dict.fromkeys(pool, share)
 
@@ -47,7 +48,8 @@ def uniform_plus(shapes: Shapes, sparsity: float) -> dict[str, float]:
 def er(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Erdos-Renyi: density proportional to (in + out) / (in * out), kernel size ignored.
 
-    Mocanu et al. 2018 (arXiv 1707.04780); layers whose density would exceed 1 are dense (arXiv 1911.11134, sec. 3).
+    Mocanu et al. 2018 (arXiv 1707.04780); layers whose density would exceed 1 are dense (arXiv 1911.11134,
+    sec. 3).
     """
     return _erdos_renyi(shapes, sparsity, {n: sum(s[:2]) / math.prod(s[:2]) for n, s in shapes.items()})
 
@@ -79,9 +81,9 @@ def _erdos_renyi(shapes: Shapes, sparsity: float, raw: dict[str, float]) -> dict
 def by_rates(shapes: Shapes, sparsity: float, *, rates: Mapping[str, float]) -> dict[str, float]:
     """Densities that pruning each layer by its own rate per round gives at this overall sparsity.
 
-    After k rounds layer l keeps (1 - rates[l])^k, as in the lottery-ticket paper (arXiv 1803.03635, fig. 2), where
-    the output layer is pruned at half the rate. Written with a real number k, the densities are a function of the
-    overall sparsity alone, found by bisection.
+    After k rounds layer l keeps (1 - rates[l])^k, as in the lottery-ticket paper (arXiv 1803.03635, fig. 2),
+    where the output layer is pruned at half the rate. Written with a real number k, the densities are a
+    function of the overall sparsity alone, found by bisection.
 
     Args:
       rates: share of the remaining weights removed per round, in [0, 1), for every layer; 0 leaves it dense.
@@ -98,8 +100,9 @@ def by_rates(shapes: Shapes, sparsity: float, *, rates: Mapping[str, float]) -> 
     untouched = sum(size for n, size in sizes.items() if rates[n] == 0)
     if keep < untouched or (keep == untouched and sparsity > 0):
         raise ValueError(
-            f"sparsity.target={sparsity:g}: out of reach, layers with rate 0 in sparsity.layer_rates hold "
-            f"{untouched / sum(sizes.values()):.2%} of the prunable weights; lower the target or give them a rate"
+            f"sparsity.target={sparsity:.12g}: out of reach, layers with rate 0 in sparsity.layer_rates hold "
+            f"{untouched / sum(sizes.values()):.2%} of the prunable weights; lower the target or give them "
+            "a rate"
         )
     low, high = 0.0, 1.0
     while kept(high) > keep:
@@ -168,7 +171,7 @@ def spread(sparsities: Mapping[str, float], sizes: Mapping[str, int], sparsity: 
         step = 1 if missing > 0 else -1
         movable = [n for n in (order if step > 0 else order[::-1]) if 0 <= counts[n] + step <= sizes[n]]
         if not movable:
-            raise ValueError(f"sparsity={sparsity:g}: cannot be spread over {len(sizes)} layers")
+            raise ValueError(f"sparsity={sparsity:.12g}: cannot be spread over {len(sizes)} layers")
         for n in movable[: abs(missing)]:
             counts[n] += step
             missing -= step
@@ -178,8 +181,8 @@ def spread(sparsities: Mapping[str, float], sizes: Mapping[str, int], sparsity: 
 def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
     """LAMP: squared score over the sum of the squared scores that are not smaller, within one layer.
 
-    Lee et al. 2021 (arXiv 2010.07611, eq. 2), with |w| as the score. The largest of each layer gets 1, so a global
-    ranking empties no layer. Among equal scores the lower flat index counts as the larger.
+    Lee et al. 2021 (arXiv 2010.07611, eq. 2), with |w| as the score. The largest of each layer gets 1, so a
+    global ranking empties no layer. Among equal scores the lower flat index counts as the larger.
 
     Args:
       scores: non-negative, any shape.

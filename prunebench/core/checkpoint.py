@@ -115,12 +115,13 @@ def restore(
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path}: does not fit this network or method ({first}); delete {path.parent} to start this run over"
+            f"{path}: does not fit this network or method ({first}); "
+            f"delete {path.parent} to start this run over"
         ) from error
 
 
 def _optimizer_names(run: Any) -> list[str]:
-    """Parameter names in the order in which the optimizer numbers them; "" for those the model does not own."""
+    """Parameter names in the order in which the optimizer numbers them; "" where the model has none."""
     by_id = {id(p): n for n, p in run.model.named_parameters()}
     groups = run.optimizer.param_groups if run.optimizer is not None else []
     return [by_id.get(id(p), "") for g in groups for p in g["params"]]

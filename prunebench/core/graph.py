@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: a single launch instead of hundreds, for networks whose kernels are short."""
+"""A training step as one CUDA graph: one launch instead of hundreds, for networks with short kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +20,10 @@ def capture_on_cuda(work: Callable[[], None]) -> Callable[[], None]:
 class GraphedStep:
     """Forward, loss, backward and masked update of plain training, captured once and replayed.
 
-    Captured again only when the tensors that it reads are others: at the first pruning event, not at every round,
-    since masks change in place (`Masks.inherit_`) and the optimizer is kept over phases with its state set to 0
-    (`reset_optimizer_`). The learning rate is a tensor. A batch of another size (the last of an epoch) is left to
-    the ordinary step. Nothing of the run's state is changed by the capture.
+    Captured again only when the tensors that it reads are others: at the first pruning event, not at every
+    round, since masks change in place (`Masks.inherit_`) and the optimizer is kept over phases with its state
+    set to 0 (`reset_optimizer_`). The learning rate is a tensor. A batch of another size (the last of an
+    epoch) is left to the ordinary step. Nothing of the run's state is changed by the capture.
 
     Args:
       capture: turns work into a replayable function; for tests without CUDA it may return the work itself.
@@ -115,7 +115,7 @@ def _put_back(run: Any, kept: tuple[list[Tensor], dict[int, dict[str, Tensor]]])
 
 
 def reset_optimizer_(optimizer: torch.optim.Optimizer) -> None:
-    """Set all state to 0 in place: the optimizer behaves like a new one, and its tensors stay where they are."""
+    """Set all state to 0 in place: the optimizer behaves like a new one, its tensors stay where they are."""
     for values in optimizer.state.values():
         for value in values.values():
             if isinstance(value, Tensor):

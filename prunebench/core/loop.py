@@ -114,7 +114,7 @@ def fit(
 def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer, observer: Observer) -> None:
     """Prune, restore weights, build a new optimizer, apply the masks: the only place where a phase begins.
 
-    The optimizer is new in every phase: momentum kept over a rewind, or over removed channels, would be wrong.
+    The optimizer is new in every phase: momentum kept over a rewind or over removed channels would be wrong.
     """
     if phase.sparsity is not None:
         _prune(phase, run, method)

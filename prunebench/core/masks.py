@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-# Their update is 0 wherever value, gradient and state are 0, so masked gradients keep pruned weights at 0 and the
-# second multiplication can be left out (2 % of a ResNet-18 step on a CPU). Exact types only: a subclass may differ.
+# Their update is 0 wherever value, gradient and state are 0, so masked gradients keep pruned weights at 0
+# and the second multiplication can be left out (2 % of a ResNet-18 step on a CPU). Exact types only: a
+# subclass may differ.
 KEEPS_ZEROS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad)
 
 
@@ -92,7 +93,7 @@ class Masks(Mapping[str, Tensor]):
         self._multipliers, previous._multipliers, previous._bound = kept, None, None
 
     def _bind(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Parameters and 0/1 multipliers of their dtype and memory format, for all layers with a pruned entry.
+        """Parameters and 0/1 multipliers of their dtype and memory format, for layers with a pruned entry.
 
         In any other dtype or memory format `_foreach_mul_` is 3 to 4 times slower.
         """

@@ -37,7 +37,7 @@ class Method:
             raise ValueError(f"method: {type(self).__name__} has no pruning event; choose protocol=dense")
 
     def attach(self, run: Any) -> None:
-        """Build what depends on the model: hooks, extra parameters. Once per process, before loading a checkpoint."""
+        """Build what depends on the model: hooks, parameters. Once per process, before a checkpoint loads."""
 
     def prune(self, run: Any, sparsity: float) -> None:
         """Set masks of the given sparsity, at a phase's pruning event."""
@@ -72,7 +72,7 @@ class Method:
         return {n: v.state_dict() if isinstance(v, nn.Module) else v for n, v in values.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` gave; modules load in place, so that an optimizer's references stay valid."""
+        """Load what `state_dict` gave; modules load in place, so that an optimizer's references stay good."""
         for name in self.state:
             old = getattr(self, name, None)
             if isinstance(old, nn.Module):

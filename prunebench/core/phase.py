@@ -43,8 +43,8 @@ class Phase:
       name: appears in every result row; unique in the plan.
       length: "160ep" or "2000it", or a function of the run where it depends on the pruned network.
       schedule: learning rate over the phase.
-      sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone. A function
-        of the run where it depends on the layers' sizes; `settled` puts its value in.
+      sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone. A
+        function of the run where it depends on the layers' sizes; `settled` puts its value in.
       weights: after pruning, "keep" the weights, draw them again ("random"), or restore a snapshot by name.
       shuffle: control that permutes the new masks: within each layer, over all layers, or with the same
         sparsity in each layer ("even"); None keeps them.

@@ -112,8 +112,8 @@ def layer_counts(
     for name, count in counts.items():
         if count < min_kept:
             raise ValueError(
-                f"sparsity={sparsity:g}: leaves {count} of {sizes[name]} entries in layer {name}, below the floor "
-                f"sparsity.min_kept={min_kept}; lower the sparsity, exclude the layer, or set sparsity.min_kept=0"
+                f"sparsity.min_kept={min_kept}: is more than layer {name} keeps at sparsity {sparsity:.12g}, "
+                f"{count} of {sizes[name]} entries; lower the sparsity or min_kept, or exclude the layer"
             )
     return counts
 
@@ -129,8 +129,8 @@ def _global(
     }
     if keep < sum(floors.values()):
         raise ValueError(
-            f"sparsity.target={sparsity:g}: keeps {keep} entries in {len(names)} layers, too few for the floor "
-            f"sparsity.min_kept={min_kept}; lower sparsity.target or set sparsity.min_kept=0"
+            f"sparsity.min_kept={min_kept}: needs {sum(floors.values())} entries in {len(names)} layers, "
+            f"sparsity {sparsity:.12g} keeps {keep}; lower the sparsity or min_kept"
         )
     masks = dict(zip(names, _keep_highest(list(groups.values()), keep, [alive[n] for n in names])))
     if min_kept and any(int(torch.count_nonzero(masks[n])) < floors[n] for n in names):
@@ -154,8 +154,8 @@ def _within_alive(counts: dict[str, int], alive: dict[str, int]) -> dict[str, in
     if max(over.values()) > 1:
         name = max(over, key=over.get)
         raise ValueError(
-            f"sparsity.allocation: asks for {counts[name]} weights in layer {name}, where {alive[name]} are alive; "
-            "pruned weights do not return: keep one allocation over all rounds"
+            f"sparsity.allocation: asks for {counts[name]} weights in layer {name}, where {alive[name]} are "
+            "alive; pruned weights do not return: keep one allocation over all rounds"
         )
     counts = {n: min(c, alive[n]) for n, c in counts.items()}
     missing = sum(over.values())
@@ -190,7 +190,7 @@ def _expand(mask: Tensor, score: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _keep_highest(groups: Sequence[Tensor], keep: int, alive: Sequence[Tensor | None]) -> list[Tensor]:
-    """One bool tensor per group: exactly `keep` alive entries of the highest scores over all groups together."""
+    """One bool tensor per group: exactly `keep` alive entries, of the highest scores over all groups."""
     counts = [g.numel() if a is None else int(torch.count_nonzero(a)) for g, a in zip(groups, alive)]
     if not 0 <= keep <= sum(counts):
         raise ValueError(f"keep={keep}: must lie in [0, {sum(counts)}], the number of entries that are alive")

@@ -76,7 +76,8 @@ def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
         dropped = [n for n in names if fnmatchcase(n, wanted) or fnmatchcase(modules[n], wanted)]
         if not dropped:
             raise ValueError(
-                f"sparsity.exclude={pattern}: matches no convolution or linear layer of this model, such as {names[0]}"
+                f"sparsity.exclude={pattern}: matches no convolution or linear layer of this model, "
+                f"such as {names[0]}"
             )
         names = [n for n in names if n not in dropped]
     if not names:
@@ -102,8 +103,9 @@ def model_units(
         units = [u for u in units if any(n in params and params[n].ndim == 4 for n, _ in u.made_by)]
     if not units:
         raise ValueError(
-            f"sparsity.granularity={granularity}: {type(model).__name__} declares no {granularity}s that can be removed; "
-            "use sparsity.granularity=weight" + (" or neuron" if granularity == "filter" else "")
+            f"sparsity.granularity={granularity}: {type(model).__name__} declares no {granularity}s that "
+            "can be removed; use sparsity.granularity=weight"
+            + (" or neuron" if granularity == "filter" else "")
         )
     return units
 
@@ -168,7 +170,8 @@ def select_units(
     """
     if allocation in ("er", "erk", "uniform_plus"):
         raise ValueError(
-            f"sparsity.allocation={allocation}: is defined on weights; with filters or neurons use uniform, global or lamp"
+            f"sparsity.allocation={allocation}: is defined on weights; with filters or neurons use uniform, "
+            "global or lamp"
         )
     channels = unit_scores(scores, units)
     before = None if previous is None else Masks(alive_channels(previous, units))
@@ -179,8 +182,8 @@ def select_units(
 def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable[str]) -> Masks:
     """Masks of the weights that make or read a pruned channel; what else belongs to it is tied, not counted.
 
-    A dead channel is 0 everywhere (weights, bias, BatchNorm scale and shift), so the weights that read it have no
-    effect; they are masked too, and the counts are those of the physically smaller network.
+    A dead channel is 0 everywhere (weights, bias, BatchNorm scale and shift), so the weights that read it
+    have no effect; they are masked too, and the counts are those of the physically smaller network.
     """
     params = dict(model.named_parameters())
     full = {n: torch.ones_like(p, dtype=torch.bool) for n, p in params.items()}

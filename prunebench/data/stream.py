@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from prunebench.core.run import generator, seeded
 from prunebench.data.archives import Reader
 from prunebench.data.images import open_image
-from prunebench.data.loader import Normalize, choose, part
+from prunebench.data.loader import choose, part
+from prunebench.data.normalize import Normalize
 
 Files = tuple[Sequence[str], Tensor]  # names in the source, labels int64 [N]
 Sample = tuple[Tensor, int]

@@ -27,10 +27,11 @@ Criterion = Callable[[Run], dict[str, Tensor]]
 class Pruner(Method):
     """Removes the entries of the lowest scores; pruned weights never return.
 
-    With the magnitude criterion this is magnitude pruning (Han et al. 2015, arXiv 1506.02626): one-shot, iterative
-    (IMP, arXiv 2111.00843) or with rewinding (lottery tickets, arXiv 1803.03635), as the protocol says.
-    Weights of convolutions and linear layers are pruned, the first and the classifier included unless excluded;
-    biases and normalisation are not (at filter and neuron granularity those of a dead channel go with it).
+    With the magnitude criterion this is magnitude pruning (Han et al. 2015, arXiv 1506.02626): one-shot,
+    iterative (IMP, arXiv 2111.00843) or with rewinding (lottery tickets, arXiv 1803.03635), as the protocol
+    says. Weights of convolutions and linear layers are pruned, the first and the classifier included unless
+    excluded; biases and normalisation are not (at filter and neuron granularity those of a dead channel go
+    with it).
 
     Args:
       criterion: gives the scores, name -> tensor of the parameter's shape, higher = keep.
@@ -43,7 +44,7 @@ class Pruner(Method):
       min_kept: floor of every layer, in entries of the granularity.
 
     Raises:
-      ValueError: if `min_kept` is negative, a rate is outside [0, 1), or rates are given without their allocation.
+      ValueError: if `min_kept` is negative, a rate is outside [0, 1), or rates lack their allocation.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Pruner(Method):
             raise ValueError(f"sparsity.min_kept={min_kept}: must be 0 or more")
         if (allocation == "rates") != bool(layer_rates):
             raise ValueError(
-                f"sparsity.layer_rates={layer_rates}: goes with sparsity.allocation=rates, which is {allocation!r} here"
+                f"sparsity.layer_rates={layer_rates}: goes with sparsity.allocation=rates, "
+                f"which is {allocation!r} here"
             )
         for pattern, rate in (layer_rates or {}).items():
             if not 0 <= rate < 1:
@@ -77,13 +79,14 @@ class Pruner(Method):
             grain = 2 if self.granularity == "kernel" else None
             sizes = {n: math.prod(s[:grain]) for n, s in shapes.items()}
         allocation, total = self._allocation(run), sum(sizes.values())
-        for sparsity in asked:
+        for j, sparsity in enumerate(asked, start=1):
             if allocation not in ("global", "lamp"):
                 layer_counts(shapes, sizes, sparsity, allocation, min_kept=self.min_kept)
             elif (keep := round((1 - sparsity) * total)) < self.min_kept * len(sizes):
                 raise ValueError(
-                    f"sparsity.target={sparsity:g}: keeps {keep} of {total} entries in {len(sizes)} layers, fewer "
-                    f"than sparsity.min_kept={self.min_kept} in each; lower the target"
+                    f"sparsity.min_kept={self.min_kept}: needs {self.min_kept * len(sizes)} entries in "
+                    f"{len(sizes)} layers, but round {j} with sparsity {sparsity:.12g} keeps {keep} of "
+                    f"{total}; lower the sparsity or min_kept"
                 )
 
     def prune(self, run: Run, sparsity: float) -> None:

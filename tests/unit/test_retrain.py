@@ -145,7 +145,7 @@ def test_training_of_no_steps_is_an_error(schedule):
 def test_warmup_out_of_range_is_an_error(schedule, warmup):
     with pytest.raises(ValueError) as error:
         curve(of(schedule, warmup=warmup), 20)
-    assert str(error.value) == f"warmup={warmup}: must be a share of the retraining phase in [0, 1)"
+    assert str(error.value) == f"retrain.warmup={warmup}: must be a share of the retraining phase in [0, 1)"
 
 
 def test_lrw_longer_than_training_names_the_way_out():
