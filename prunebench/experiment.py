@@ -12,7 +12,7 @@ from prunebench.core.loop import fit
 from prunebench.core.method import Method
 from prunebench.core.run import Run
 from prunebench.describe import describe, identify, plan_rows, title, write_start
-from prunebench.machine import pick_device, set_threads
+from prunebench.machine import pick_device, set_threads, spare_threads
 from prunebench.metrics.cost import count_macs
 from prunebench.record import Recorder
 from prunebench.result import write_final
@@ -64,11 +64,13 @@ def run_experiment(
     device = pick_device(trainer["device"])
     rank, world = parallel.start(device)
     display.quiet |= bool(trainer["quiet"]) or rank > 0
-    threads = set_threads(trainer["threads"], jobs=jobs, world=world)
+    threads = set_threads(trainer["threads"], jobs=jobs)
     run, method, plan, make_optimizer = assemble(
         cfg, device=device, instantiate=instantiate, rank=rank, world=world
     )
     macs = count_macs(run.model, run.data.shape)
+    if device.type == "cpu":
+        threads = spare_threads(trainer["threads"], macs=sum(macs.values()) * trainer["batch_size"])
     facts = describe(run, cfg, choices, threads=threads, macs=macs, directory=directory)
     display.plan(f"{title(choices)}, seed {cfg['seed']}", plan_rows(plan, run, macs, choices), facts)
     if cfg["plan"]:

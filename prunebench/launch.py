@@ -63,7 +63,6 @@ class Signals:
 def launch(arguments: Sequence[str]) -> int:
     """Run the command; the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     config.register()
     sweep = any(a in ("-m", "--multirun") for a in arguments)
     try:

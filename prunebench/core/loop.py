@@ -178,7 +178,8 @@ def train_step(phase: Phase, run: Run, method: Method) -> Tensor:
     run.seed_step()
     set_learning_rate(phase, run)
     x, y = run.data.batch(run.seed, run.clock.total, rank=run.rank, world=run.world)
-    run.model.train()
+    if not run.model.training:  # setting the mode of every module takes 3 % of a LeNet-300 step
+        run.model.train()
     if run.graphed_step is not None and len(y) == run.data.batch_size:
         return run.graphed_step(run, method, x, y)
     run.optimizer.zero_grad(set_to_none=True)
