@@ -11,6 +11,8 @@ def fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, float) and math.isnan(value):
         return False
+    if hint is typing.Any:
+        return True
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, h) for h in arguments)
     if origin is typing.Literal:
