@@ -176,6 +176,32 @@ def _status(key: str) -> int:
     return 1024 * int(text.split(f"{key}:")[1].split()[0])
 
 
+def steps(kept: str, model: str) -> None:
+    """For every line read, times a dense CIFAR step of batch 128 on two threads, in seconds.
+
+    Args:
+      kept: "kept" where the C library keeps freed memory as `prune-run` has it, "usual" for its own ways.
+      model: the network.
+    """
+    import torch
+
+    from benchmarks.parts import CIFAR, plain_step, sgd, synthetic
+    from prunebench.machine import keep_freed_memory
+
+    torch.set_num_threads(2)
+    if kept == "kept":
+        keep_freed_memory()
+    p = synthetic(model, *CIFAR, images=128)
+    step = plain_step(p.run.model, sgd(p.run.model, fused=True), p.run.data.batch(0, 0))
+    step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(2):
+            step()
+        print((time.perf_counter() - start) / 2, flush=True)
+
+
 def work(steps: str) -> None:
     """A worker of a sweep: for every line read, trains this many steps and prints the seconds; one thread."""
     import torch
@@ -194,7 +220,37 @@ def work(steps: str) -> None:
             print(time.perf_counter() - start, flush=True)
 
 
-FUNCTIONS = {f.__name__: f for f in (run, stop, modules, gaps, share, memory, work)}
+class Worker:
+    """A process of one of the functions above that answers every line it is sent with a number."""
+
+    def __init__(self, name: str, *arguments: str):
+        command = [sys.executable, "-m", "benchmarks.children", name, *arguments]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+        while self._line() != "ready":
+            pass
+
+    def ask(self) -> None:
+        """Let it begin."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> float:
+        """Wait for its number."""
+        return float(self._line())
+
+    def close(self) -> None:
+        """Let it end."""
+        self.process.communicate()
+
+    def _line(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            raise subprocess.CalledProcessError(self.process.wait(), self.process.args)
+        return line.strip()
+
+
+FUNCTIONS = {f.__name__: f for f in (run, stop, modules, gaps, share, memory, steps, work)}
 
 if __name__ == "__main__":
     FUNCTIONS[sys.argv[1]](*sys.argv[2:])

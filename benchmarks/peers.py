@@ -1,6 +1,7 @@
 """How others do it, in a few lines: torch.nn.utils.prune, and the schemes of ShrinkBench and open_lth."""
 
 import copy
+import ctypes
 
 import numpy as np
 import torch
@@ -12,6 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 def prunable_modules(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """(module, "weight") of every convolution and linear layer, as torch.nn.utils.prune wants them."""
     return [(m, "weight") for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def usual_memory() -> None:
+    """Undo `prunebench.machine.keep_freed_memory`: glibc's own thresholds, where others' schemes run."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, where glibc's moving one ends
+    libc.mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD
 
 
 def contiguous_copy(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from benchmarks.timing import Case, Row, alternate, at_least, at_most, clocked, 
 from prunebench.core.masks import Masks
 from prunebench.core.selection import select
 from prunebench.criteria.magnitude import magnitude
+from prunebench.machine import keep_freed_memory
 
 GRID = 200  # weights rounded to multiples of 1 / GRID have a few dozen distinct magnitudes
 PER_ROUND = 0.2  # share of what is alive that a later round removes
@@ -41,8 +42,9 @@ class Event:
             self.weights = {n: w * self.masks[n] for n, w in self.weights.items()}
 
     def prepare(self) -> None:
-        """Weights and masks as they are before the event."""
+        """Weights and masks as they are before the event, and memory as `prune-run` has it."""
         run = self.run
+        keep_freed_memory()
         with torch.no_grad():
             for name, weight in run.model.named_parameters():
                 if name in self.weights:
@@ -65,6 +67,7 @@ class Event:
         model = peers.contiguous_copy(self.run.model)
 
         def fresh() -> nn.Module:
+            peers.usual_memory()
             new = copy.deepcopy(model)
             if self.masks is not None and event is peers.global_unstructured:
                 for name, module in new.named_modules():

@@ -1,14 +1,12 @@
 """P16, P19: jobs side by side, and the time between jobs of one sweep."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from benchmarks.children import ROOT, child
+from benchmarks.children import Worker, child
 from benchmarks.timing import Row, at_least, at_most
 
 STEPS = 100
@@ -30,12 +28,8 @@ def measure(rounds: Callable[[int], int]) -> Iterator[Row]:
 
 
 def _side_by_side(rounds: int) -> Iterator[Row]:
-    command = [sys.executable, "-m", "benchmarks.children", "work", str(STEPS)]
-    pipe = subprocess.PIPE
-    workers = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    workers = [Worker("work", str(STEPS)) for _ in range(2)]
     try:
-        for worker in workers:
-            _answer(worker)
         ratios = []
         for number in range(rounds):
             alone = _together(workers[number % 2 :][:1])
@@ -43,21 +37,13 @@ def _side_by_side(rounds: int) -> Iterator[Row]:
             ratios.append(2 * alone / both)
     finally:
         for worker in workers:
-            worker.communicate()
+            worker.close()
     what = f"two jobs side by side / one, steps per second: lenet300, {STEPS} steps"
     yield at_least("P16", what, np.asarray(ratios), 1.85, 1.95)
 
 
-def _together(workers: list[subprocess.Popen]) -> float:
+def _together(workers: list[Worker]) -> float:
     """Seconds until the slower one is done."""
     for worker in workers:
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    return max(float(_answer(worker)) for worker in workers)
-
-
-def _answer(worker: subprocess.Popen) -> str:
-    line = worker.stdout.readline()
-    if not line:
-        raise subprocess.CalledProcessError(worker.wait(), worker.args)
-    return line
+        worker.ask()
+    return max(worker.answer() for worker in workers)

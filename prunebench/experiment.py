@@ -12,7 +12,7 @@ from prunebench.core.loop import fit
 from prunebench.core.method import Method
 from prunebench.core.run import Run
 from prunebench.describe import describe, identify, plan_rows, title, write_start
-from prunebench.machine import pick_device, set_threads, spare_threads
+from prunebench.machine import keep_freed_memory, pick_device, set_threads, spare_threads
 from prunebench.metrics.cost import count_macs
 from prunebench.record import Recorder
 from prunebench.result import write_final
@@ -65,6 +65,8 @@ def run_experiment(
     rank, world = parallel.start(device)
     display.quiet |= bool(trainer["quiet"]) or rank > 0
     threads = set_threads(trainer["threads"], jobs=jobs)
+    if device.type == "cpu":
+        keep_freed_memory()
     run, method, plan, make_optimizer = assemble(
         cfg, device=device, instantiate=instantiate, rank=rank, world=world
     )

@@ -100,8 +100,10 @@ class Masks(Mapping[str, Tensor]):
         if self._bound is None or self._bound[0] is not model:
             params = dict(model.named_parameters())
             multipliers = self._multipliers or {}
+            whole = {n for n, m in self._masks.items() if self.kept_per_layer[n] == m.numel()}
+            whole |= {n for n, m in self.tied.items() if bool(m.all())}
             for name, mask in (self._masks | self.tied).items():
-                if name not in multipliers and not bool(mask.all()):
+                if name not in multipliers and name not in whole:
                     p = params[name]
                     multipliers[name] = torch.empty_like(p, requires_grad=False).copy_(mask)
             self._multipliers = multipliers

@@ -133,17 +133,25 @@ def _global(
             f"sparsity {sparsity:.12g} keeps {keep}; lower the sparsity or min_kept"
         )
     masks = dict(zip(names, _keep_highest(list(groups.values()), keep, [alive[n] for n in names])))
-    if min_kept and any(int(torch.count_nonzero(masks[n])) < floors[n] for n in names):
-        protected = dict(groups)
-        while short := [n for n in names if int(torch.count_nonzero(masks[n])) < floors[n]]:
-            short = [n for n in short if protected[n] is groups[n]]
-            if not short:
-                break  # scores that are infinite themselves
-            for n in short:
-                best = _keep_highest([groups[n]], floors[n], [alive[n]])[0]
-                protected[n] = groups[n].clone().masked_fill_(best, torch.inf)  # masked_fill loses the format
-            masks = dict(zip(names, _keep_highest(list(protected.values()), keep, [alive[n] for n in names])))
+    if not min_kept:
+        return masks
+    free = list(names)
+    while short := [n for n in free if _holds_fewer(masks[n], floors[n])]:
+        # What they get back is taken from the lowest that the other layers keep.
+        for n in short:
+            masks[n] = _keep_highest([groups[n]], floors[n], [alive[n]])[0]
+        free = [n for n in free if n not in short]
+        left = keep - sum(floors[n] for n in names if n not in free)
+        masks |= zip(free, _keep_highest([groups[n] for n in free], left, [masks[n] for n in free]))
     return masks
+
+
+def _holds_fewer(mask: Tensor, floor: int) -> bool:
+    """Whether fewer than `floor` entries are True; for the usual floor of 1 the first one found settles it."""
+    first = mask.flatten()[:1000] if mask.is_contiguous() else mask[:1]
+    if floor <= 1 and bool(first.any()):
+        return False
+    return int(torch.count_nonzero(mask)) < floor
 
 
 def _within_alive(counts: dict[str, int], alive: dict[str, int]) -> dict[str, int]:
@@ -225,8 +233,7 @@ def _threshold(
         values = _survivors(groups, alive, counts)
         if np.isnan(values.max()):
             raise ValueError("score: a criterion returned NaN; check the loss and the learning rate")
-        value = _order_statistic(values, survivors - keep)
-        above, equal = np.count_nonzero(values > value), np.count_nonzero(values == value)
+        value, above, equal = _order_statistic(values, survivors - keep)
     else:
         parts = [g.flatten() if a is None else g[a] for g, a in zip(groups, alive)]
         values = torch.sort(torch.cat(parts)).values  # kthvalue is 20 times slower on CUDA, topk sorts too
@@ -258,11 +265,11 @@ def _is_channels_last(t: Tensor) -> bool:
     return t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
 
 
-def _order_statistic(values: np.ndarray, index: int) -> float:
-    """The value at `index` of the sorted array; `values` is permuted.
+def _order_statistic(values: np.ndarray, index: int) -> tuple[float, int, int]:
+    """The value at `index` of the sorted array, how many are above it, and how many equal it.
 
     Quickselect is up to 25 times slower when half the values are equal, so a value that a sample shows to be
-    common is settled by counting first.
+    common is settled by counting first. `values` is permuted.
     """
     sample = np.sort(values[:: max(1, values.size // 512)])
     common, repeats = np.unique(sample, return_counts=True)
@@ -273,13 +280,19 @@ def _order_statistic(values: np.ndarray, index: int) -> float:
         value = common[most]
         below = np.count_nonzero(values < value)
         if index < below:
-            return _order_statistic(np.compress(values < value, values), index)
-        below += np.count_nonzero(values == value)
-        if index < below:
-            return value
-        return _order_statistic(np.compress(values > value, values), index - below)
+            found, above, equal = _order_statistic(np.compress(values < value, values), index)
+            return found, above + values.size - below, equal
+        equal = np.count_nonzero(values == value)
+        if index < below + equal:
+            return value, values.size - below - equal, equal
+        return _order_statistic(np.compress(values > value, values), index - below - equal)
     values.partition(index)
-    return values[index]
+    value = values[index]
+    below, above = (
+        np.count_nonzero(values[:index] < value),
+        np.count_nonzero(values[index + 1 :] > value),
+    )
+    return value, above, values.size - below - above
 
 
 def _refuse_nan(scores: Tensor) -> None:

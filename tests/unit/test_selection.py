@@ -208,6 +208,23 @@ def test_a_global_ranking_leaves_min_kept_weights_in_every_layer():
     assert select(scores, 0.5)["low"].sum() == 0
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_floor_costs_only_the_lowest_scores_of_the_other_layers(seed):
+    rng = torch.Generator().manual_seed(seed)
+    scores = {f"l{i}": torch.randint(6, (n,), generator=rng) + 3.0 * i for i, n in enumerate((9, 4, 12, 2))}
+    floor, keep = 2, 11
+    best = {n: reference_masks({n: s}, floor)[n] for n, s in scores.items()}
+    masks = select(scores, 1 - keep / 27, min_kept=floor)
+    # the same with the floor's entries above all others, layer by layer until none is short
+    wanted = reference_masks(scores, keep)
+    raised = dict(scores)
+    while short := [n for n in scores if wanted[n].sum() < floor]:
+        raised |= {n: torch.where(best[n], torch.inf, scores[n]) for n in short}
+        wanted = reference_masks(raised, keep)
+    assert same(masks, wanted)
+    assert masks.kept == keep
+
+
 def test_a_floor_that_takes_everything_is_reached_exactly():
     masks = select({"a": torch.ones(3), "b": torch.ones(3)}, 1 - 4 / 6, min_kept=2)
     assert masks.kept_per_layer == {"a": 2, "b": 2}
@@ -283,4 +300,6 @@ def test_order_statistic_equals_sorting_where_most_values_are_equal(seed):
         values[rng.random(20_000) < share / 2] = -np.inf
         ordered = np.sort(values)
         for index in (0, 1, 4999, 9999, 10_000, 19_998, 19_999, *rng.integers(0, 20_000, 5)):
-            assert _order_statistic(values.copy(), int(index)) == ordered[index]
+            value = ordered[index]
+            above, equal = int((values > value).sum()), int((values == value).sum())
+            assert _order_statistic(values.copy(), int(index)) == (value, above, equal)
