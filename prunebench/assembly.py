@@ -9,7 +9,7 @@ from torch import nn
 
 from prunebench.core.graph import GraphedStep, reset_optimizer_
 from prunebench.core.method import Method, leaves_training_alone
-from prunebench.core.phase import Phase, parse_length
+from prunebench.core.phase import Phase, cycles, parse_length
 from prunebench.core.run import Run, seeded
 from prunebench.core.units import prunable_names
 from prunebench.data.loader import Data
@@ -63,7 +63,8 @@ def assemble(
         method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
     plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
-    plan = [phase.settled(run) for phase in plan]
+    plan = [phase.settled(run) for phase in method.plan(plan)]
+    run.cycles = cycles(plan)
     make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])
     if trainer["cuda_graph"]:
         check_graph(run, method, trainer)
@@ -146,7 +147,7 @@ def check(
 def _try_schedule(phase: Phase, run: Run) -> None:
     """Ask for the phase's first learning rate; a refusal names the option with its group."""
     try:
-        phase.schedule(run.progress())
+        phase.schedule(run.progress(phase.peak))
     except ValueError as error:
         if "." in str(error).partition("=")[0]:
             raise

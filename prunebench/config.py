@@ -28,10 +28,10 @@ NOT_IN_ID_OF_TRAINER = (
     *("share", "store", "quiet"),
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
-    *("companion", "trainer", "experiment"),
+    *("companion", "metrics", "trainer", "experiment"),
 )
 TRUSTED = ("prunebench.", "torch.")
 
@@ -89,6 +89,7 @@ class Config:
     protocol: Any = MISSING
     method: Any = MISSING
     companion: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     trainer: Trainer = field(default_factory=Trainer)
     seed: int = 0
     out: str = "runs"

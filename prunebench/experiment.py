@@ -58,6 +58,7 @@ def run_experiment(
     from filelock import FileLock, Timeout
 
     if not cfg["plan"] and is_done(directory):
+        refuse_missing_metrics(directory, cfg["metrics"])
         display.event(f"already done: {directory} (delete it to run again)")
         return "already done"
     trainer = cfg["trainer"]
@@ -70,6 +71,9 @@ def run_experiment(
     run, method, plan, make_optimizer = assemble(
         cfg, device=device, instantiate=instantiate, rank=rank, world=world
     )
+    metrics = {name: instantiate(node) for name, node in cfg["metrics"].items()}
+    for name, metric in metrics.items():
+        check_metric(name, metric, run, plan)
     macs = count_macs(run.model, run.data.shape)
     if device.type == "cpu":
         threads = spare_threads(trainer["threads"], macs=sum(macs.values()) * trainer["batch_size"])
@@ -102,6 +106,7 @@ def run_experiment(
             macs=macs,
             display=display,
             store=open_store(cfg, plan, run, method, threads, display, asked_to_stop),
+            metrics=metrics,
             export=partial(_export, directory=directory, cfg=cfg),
             eval_every=trainer["eval_every"],
             checkpoint_every=trainer["checkpoint_every"],
@@ -126,6 +131,25 @@ def is_done(directory: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return True
+
+
+def refuse_missing_metrics(directory: Path, wanted: Mapping[str, Any]) -> None:
+    """Raise ValueError if a finished run did not measure what is asked for now."""
+    measured = json.loads((directory / "result.json").read_text()).get("metrics", [])
+    if missing := [name for name in wanted if name not in measured]:
+        raise ValueError(
+            f"metrics=[{','.join(wanted)}]: {directory} is done and did not measure {', '.join(missing)}; "
+            "delete it to run again with it, or choose another out=..."
+        )
+
+
+def check_metric(name: str, metric: Any, run: Run, plan: Sequence[Any]) -> None:
+    """Let a metric refuse the network or the plan; a bare option is named with its group."""
+    try:
+        metric.check(run, plan)
+    except ValueError as error:
+        named = "." in str(error).partition("=")[0] or str(error).startswith("metrics=")
+        raise ValueError(str(error) if named else f"metrics.{name}.{error}") from None
 
 
 def make_directory(directory: Path, key: str, value: object) -> None:

@@ -16,7 +16,7 @@ EXAMPLES = """\
 """
 LISTED = (
     *("method", "companion", "model", "dataset", "criterion", "schedule", "retrain", "protocol"),
-    *("sparsity", "optimizer", "trainer", "experiment"),
+    *("sparsity", "metrics", "optimizer", "trainer", "experiment"),
 )
 PLURALS = {
     "methods": "method",

@@ -4,6 +4,8 @@ Every protocol is called with the training schedule and the retraining schedule;
 options of conf/protocol. Lengths are "160ep" or "2000it". A phase of length 0 trains nothing (prune only).
 """
 
+import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -55,6 +57,7 @@ def one_shot(
     keep: Keep = "last",
     patience: str | None = None,
     control: Control = "none",
+    peaks: list[float] | None = None,
 ) -> list[Phase]:
     """Dense training, one pruning event, retraining: `iterative` with one round.
 
@@ -69,6 +72,7 @@ def one_shot(
       keep: end a phase with the last network, or the one best in validation top-1.
       patience: end a phase early when validation top-1 has not risen for this long.
       control: what the round is replaced by, as in `iterative`.
+      peaks: learning rate of dense training and of retraining, as in `iterative`.
 
     Raises:
       ValueError: if an option is out of range or two do not fit together.
@@ -85,7 +89,52 @@ def one_shot(
         keep=keep,
         patience=patience,
         control=control,
+        peaks=peaks,
     )
+
+
+def at_init(
+    *,
+    schedule: Schedule,
+    retrain_schedule: Schedule,
+    target: float,
+    dense: str,
+    keep: Keep = "last",
+    patience: str | None = None,
+    control: Control = "none",
+) -> list[Phase]:
+    """One phase: prune the initial network, then train it (SNIP, arXiv 1810.02340; SynFlow, arXiv 2006.05467).
+
+    Training goes on from the initial weights that were scored. There is no dense control in the run.
+
+    Args:
+      schedule: learning rate.
+      retrain_schedule: not used; every protocol is called with it.
+      target: share of the prunable weights to remove, in [0, 1).
+      dense: length of training, as of the dense control.
+      keep: end with the last network, or the one best in validation top-1.
+      patience: end early when validation top-1 has not risen for this long.
+      control: what is trained instead, as in `iterative`: the mask with new weights, or a shuffled one.
+
+    Raises:
+      ValueError: if an option is out of range.
+    """
+    _check_common(dense, keep, patience)
+    _check_choice("protocol.control", control, Control)
+    if not 0.0 <= target < 1.0:
+        raise ValueError(f"sparsity.target={target}: must lie in [0, 1)")
+    return [
+        Phase(
+            "train",
+            dense,
+            schedule,
+            sparsity=target,
+            weights="random" if control != "none" else "keep",
+            shuffle=SHUFFLES.get(control),
+            keep=keep,
+            patience=patience,
+        )
+    ]
 
 
 def iterative(
@@ -106,6 +155,7 @@ def iterative(
     keep: Keep = "last",
     patience: str | None = None,
     control: Control = "none",
+    peaks: list[float] | None = None,
 ) -> list[Phase]:
     """Dense training, then `rounds` times: prune, restore `weights`, retrain.
 
@@ -139,6 +189,8 @@ def iterative(
       control: none; reinit (the found mask, new weights); random_layerwise, random_global, random_even (new
         weights and the found mask shuffled within each layer, over all layers, or with equal sparsity in
         every layer; `lottery/branch` of facebookresearch/open_lth).
+      peaks: learning rate of dense training and of every round, 1 + `rounds` of them, which the schedules
+        multiply in place of `optimizer.lr`.
 
     Returns:
       1 + `rounds` phases. The asked sparsity of the last is exactly `target` where that is given.
@@ -156,8 +208,10 @@ def iterative(
     asked = _asked(rounds, target, rate, layer_rates, spacing)
     lengths = _lengths(rounds, dense, retrain, retrain_total, budget, weights, rewind_to)
 
+    every_peak = _peaks(peaks, rounds)
     snapshot = (("rewind", rewind_to),) if weights == "rewind" else ()
-    plan = [Phase("dense", dense, schedule, snapshot=snapshot, keep=keep, patience=patience)]
+    first = Phase("dense", dense, schedule, snapshot=snapshot, keep=keep, patience=patience)
+    plan = [replace(first, peak=every_peak[0])]
     for j, (sparsity, length) in enumerate(zip(asked, lengths, strict=True), start=1):
         controlled = control != "none" and j == rounds
         plan.append(
@@ -167,12 +221,28 @@ def iterative(
                 retrain_schedule,
                 sparsity=sparsity,
                 weights="random" if controlled else weights,
+                peak=every_peak[j],
                 shuffle=SHUFFLES[control] if controlled else None,
                 keep=keep,
                 patience=patience,
             )
         )
     return plan
+
+
+def _peaks(peaks: list[float] | None, rounds: int) -> list[float | None]:
+    """The peak of every phase of a plan with so many rounds."""
+    if peaks is None:
+        return [None] * (rounds + 1)
+    if len(peaks) != rounds + 1:
+        raise ValueError(
+            f"protocol.peaks={peaks}: must be {rounds + 1} learning rates, of dense training and {rounds} "
+            f"rounds; there are {len(peaks)}"
+        )
+    for peak in peaks:
+        if not 0.0 < peak < math.inf:
+            raise ValueError(f"protocol.peaks={peaks}: must be finite learning rates above 0")
+    return list(peaks)
 
 
 def _asked(

@@ -17,6 +17,7 @@ from prunebench.core.phase import Phase, parse_length
 from prunebench.core.run import Run
 from prunebench.journal import Diverged, Interrupted, Losses, Rows, Shown, diverged
 from prunebench.metrics.evaluation import evaluate
+from prunebench.metrics.metric import Metric, undisturbed
 from prunebench.result import assemble, dense_test, images_seen, round_row
 from prunebench.store import PrefixStore, copy_checkpoint
 
@@ -35,6 +36,7 @@ class Recorder:
       macs: prunable name -> MACs per image.
       display: what the user sees.
       store: shared prefixes, or None.
+      metrics: name -> what else is measured.
       export: called with the run at the end; writes the final weights.
       eval_every: validation accuracy is measured this often, "1ep" or "500it".
       checkpoint_every: a checkpoint is written this often, and at phase ends.
@@ -51,6 +53,7 @@ class Recorder:
         macs: Mapping[str, int],
         display: Any,
         store: PrefixStore | None,
+        metrics: Mapping[str, Metric],
         export: Callable[[Run, Method], None],
         eval_every: str,
         checkpoint_every: str,
@@ -58,11 +61,11 @@ class Recorder:
         asked_to_stop: Callable[[], int],
     ):
         self.directory, self.plan, self.identity, self.macs = directory, plan, identity, macs
-        self.display, self.store, self.export = display, store, export
+        self.display, self.store, self.export, self.metrics = display, store, export, metrics
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.checkpoint_seconds, self.asked_to_stop = checkpoint_seconds, asked_to_stop
         self.rounds: list[dict[str, Any]] = []
-        self.samples: list[int] = []  # training images of each phase so far
+        self.trained: list[dict[str, Any]] = []  # of each phase so far: images, MACs per image, seconds
         self.shared: list[dict[str, str]] = []  # the prefix that was not trained here
         self.pruned_test: dict[str, float] | None = None
         self.seconds = 0.0  # of this phase, before this process took it up
@@ -88,7 +91,7 @@ class Recorder:
         self._rows = Rows(self.directory / "metrics.jsonl") if run.rank == 0 else None
         path = self.directory / "checkpoint.pt"
         if path.exists():
-            extra = self._load(path, run, method)
+            extra = self._load(checkpoint.load(path), path, run, method)
             if self._rows is not None:
                 self._rows.cut(extra["rows"])
             where = [*(f"phase {p.name}" for p in self.plan), "the end"][run.clock.phase]
@@ -102,14 +105,16 @@ class Recorder:
                 self.store.longest(run.clock.phase)
             self._shown.start(run, self.plan[run.clock.phase])
 
-    def _load(self, path: Path, run: Run, method: Method) -> dict[str, Any]:
-        content = checkpoint.load(path)
+    def _load(self, content: Mapping[str, Any], path: Path, run: Run, method: Method) -> dict[str, Any]:
         checkpoint.restore(content, path=path, run=run, method=method, make_optimizer=self._make_optimizer)
         extra = content["extra"]
-        self.rounds, self.samples, self.seconds = extra["rounds"], extra["samples"], extra["seconds"]
+        self.rounds, self.trained, self.seconds = extra["rounds"], extra["trained"], extra["seconds"]
         self.pruned_test, self._top1 = extra["pruned_test"], extra["top1"]
         self._losses.load(extra["losses"])
         self.shared = list(extra["shared"])
+        for name, metric in self.metrics.items():
+            if name in extra["metrics"]:
+                metric.load_state_dict(checkpoint.to_device(extra["metrics"][name], run.device))
         self.started, self._saved_total = time.monotonic(), run.clock.total
         return extra
 
@@ -121,7 +126,10 @@ class Recorder:
         if found is None:
             return
         index, folder = found
-        self._load(folder / "checkpoint.pt", run, method)
+        content = checkpoint.load(folder / "checkpoint.pt")
+        if index in self.store.plain:  # whoever trained it, its method had nothing to say yet
+            content["method"] = method.state_dict()
+        self._load(content, folder / "checkpoint.pt", run, method)
         self._rows.replace((folder / "metrics.jsonl").read_bytes())
         name = self.plan[index].name
         self.shared = [{"phase": name, "key": folder.name}]
@@ -165,6 +173,9 @@ class Recorder:
             measured = self._measure(run, method, phase, "valid")
             top1 = self._top1 = measured["top1"]
             self._row(run, phase, "eval", split="valid", when="epoch", **measured)
+        for name, metric in self.metrics.items():
+            if metric.due(clock.step, clock.steps, run.data.steps_per_epoch) and not phase.auxiliary:
+                self._measure_metric(name, run, method, phase, when="epoch")
         return top1
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
@@ -188,11 +199,18 @@ class Recorder:
         """Measure the test accuracy and add the phase's row to the table of rounds."""
         if self._losses.count:  # of an epoch that the method or the patience rule cut short
             self._epoch_row(run, phase)
-        self.samples.append(images_seen(run))
         row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
-        self.rounds.append(row)
+        cost = {"macs": row["macs"], "macs_dense": row["macs_dense"], "seconds": row["seconds"]}
+        self.trained.append({"phase": phase.name, "samples": images_seen(run), **cost})
         self._row(run, phase, "eval", split="test", when="end", **row["test"])
-        self._row(run, phase, "phase", round=row)
+        if phase.auxiliary:
+            self._row(run, phase, "auxiliary", round=row)
+        else:
+            self.rounds.append(row)
+            for name, metric in self.metrics.items():
+                if metric.every != "end" or phase is self.plan[-1]:
+                    self._measure_metric(name, run, method, phase, when="end")
+            self._row(run, phase, "phase", round=row)
         self.display.phase_end(row)
 
     def between(self, run: Run, method: Method) -> None:
@@ -245,6 +263,12 @@ class Recorder:
         measured = {"test": test, "valid": valid, "pruned": pruned, "dense": dense_test(self.rounds)}
         return round_row(run, method, phase, self.macs, **measured, seconds=seconds)
 
+    def _measure_metric(self, name: str, run: Run, method: Method, phase: Phase, *, when: str) -> None:
+        if run.rank == 0:
+            with undisturbed(run):
+                values = self.metrics[name].measure(run, method)
+            self._row(run, phase, "metric", metric=name, when=when, **values)
+
     def _epoch_row(self, run: Run, phase: Phase) -> None:
         losses = self._judge_losses(run, phase)
         if losses:
@@ -288,12 +312,13 @@ class Recorder:
         extra = {
             "rows": self._rows.sync(),
             "rounds": self.rounds,
-            "samples": self.samples,
+            "trained": self.trained,
             "seconds": self._phase_seconds(),
             "pruned_test": self.pruned_test,
             "top1": self._top1,
             "losses": self._losses.read(),
             "shared": self.shared,
+            "metrics": {n: checkpoint.to_cpu(m.state_dict()) for n, m in self.metrics.items()},
         }
         checkpoint.save(self.directory / "checkpoint.pt", run=run, method=method, extra=extra)
         self._saved_total = run.clock.total

@@ -55,6 +55,7 @@ def round_row(
         "test": dict(test),
         "valid": None if valid is None else dict(valid),
         "delta": test["top1"] - (dense or test)["top1"],
+        "max_lr": run.clock.max_lr,
         "epochs": run.clock.step / run.data.steps_per_epoch,
         "steps": run.clock.step,
         "seconds": seconds,
@@ -80,7 +81,7 @@ def images_seen(run: Run) -> int:
 def assemble(run: Run, recorder: Any) -> dict[str, Any]:
     """The content of result.json."""
     rounds, size = recorder.rounds, cost(run.model, run.masks, recorder.macs, tied=run.masks.tied)
-    trained = [r for r in rounds if r["phase"] != "final"]
+    trained = recorder.trained
     return {
         "version": VERSION,
         **recorder.identity,
@@ -90,13 +91,14 @@ def assemble(run: Run, recorder: Any) -> dict[str, Any]:
         "layers": size["layers"],
         "cost": {
             "steps": run.clock.total,
-            "samples": sum(recorder.samples),
+            "samples": sum(t["samples"] for t in trained),
             # a training step is counted as three forward passes
-            "train_macs": sum(3 * n * r["macs"] for n, r in zip(recorder.samples, trained)),
-            "train_macs_dense": sum(3 * n * r["macs_dense"] for n, r in zip(recorder.samples, trained)),
+            "train_macs": sum(3 * t["samples"] * t["macs"] for t in trained),
+            "train_macs_dense": sum(3 * t["samples"] * t["macs_dense"] for t in trained),
         },
+        "metrics": sorted(recorder.metrics),
         "shared": recorder.shared,
-        "time": {"seconds": sum(r["seconds"] for r in rounds)},
+        "time": {"seconds": sum(t["seconds"] for t in trained)},
     }
 
 

@@ -2,8 +2,8 @@
 
 eta_0..eta_{T-1} are the learning rates of dense training (`of` over `dense`), eta_max their maximum, and
 eta_min their minimum without the warm-up. The warm-up of a training schedule is everything before its first
-maximum, which holds for every schedule here and needs no second description of it. A training schedule that
-depends on the pruning cycle is taken as it is in cycle 0.
+maximum, which holds for every schedule here but the cyclical ones and needs no second description of it. A
+training schedule that depends on the pruning cycle (SILO) is taken as it is in the cycle that retrains.
 
 With T_rt the steps of the retraining phase and i its 0-based step, SLR, CLR, LLR and ALLR rise over the first
 n_w = int(warmup * T_rt) steps by half a cosine from 0 to eta_1, eta_1 / 2 * (1 - cos(pi * i / n_w)), and
@@ -16,6 +16,7 @@ the momentum of the previous phase.
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -152,7 +153,7 @@ def same(p: Progress, *, of: Schedule) -> float:
     """The training schedule over the whole phase, as in a full training of the pruned network.
 
     Retraining of the lottery ticket hypothesis (arXiv 1803.03635) and Scratch-E of "Rethinking the Value of
-    Network Pruning" (arXiv 1810.05270). Unlike the others it sees the current pruning cycle.
+    Network Pruning" (arXiv 1810.05270).
 
     Args:
       p: where the retraining phase stands.
@@ -168,13 +169,22 @@ def _training(p: Progress, of: Schedule, dense: str) -> _Training:
         raise ValueError(
             f"protocol.dense={dense}: must be longer than 0 steps; choose retrain=same otherwise"
         )
-    return _curve(of, steps, p.steps_per_epoch)
+    return _curve(of, steps, p.steps_per_epoch, p.cycle, p.cycles, p.density, p.peak)
 
 
 @lru_cache(maxsize=4)
-def _curve(of: Schedule, steps: int, steps_per_epoch: int) -> _Training:
-    """Evaluate the training schedule at every step, once for a run."""
-    curve = tuple(of(Progress(step=t, steps=steps, steps_per_epoch=steps_per_epoch)) for t in range(steps))
+def _curve(
+    of: Schedule,
+    steps: int,
+    steps_per_epoch: int,
+    cycle: int,
+    cycles: int,
+    density: float,
+    peak: float | None,
+) -> _Training:
+    """Evaluate the training schedule at every step, once for a cycle."""
+    place = Progress(0, steps, steps_per_epoch, cycle=cycle, cycles=cycles, density=density, peak=peak)
+    curve = tuple(of(replace(place, step=t)) for t in range(steps))
     high = max(curve)
     warmup = curve.index(high)
     return _Training(curve, warmup, high, min(curve[warmup:]))

@@ -10,7 +10,7 @@ schedule at step 0.
 import math
 from itertools import pairwise
 
-from prunebench.core.phase import parse_length
+from prunebench.core.phase import Schedule, parse_length
 from prunebench.core.run import Progress
 
 
@@ -134,6 +134,117 @@ def one_cycle(p: Progress, *, peak: float = 0.3, div: float = 25.0, final_div: f
         return first + (1.0 - first) * (1.0 - math.cos(math.pi * p.step / top)) / 2.0
     x = (p.step - top) / (p.steps - 1.0 - top) if p.steps > 1 else 0.0
     return last + (1.0 - last) * (1.0 + math.cos(math.pi * x)) / 2.0
+
+
+def cyclical(p: Progress, *, period: float | str = 0.2, low: float = 0.0) -> float:
+    """Triangles from `low` up to 1 and down again (Smith, arXiv 1506.01186, section 3, policy "triangular").
+
+    The value is `low` at step 0 and exactly 1 in the middle of every triangle. A last triangle that does not
+    fit into the phase is cut off.
+
+    Args:
+      p: where the phase stands.
+      period: of one triangle, a share of the phase in (0, 1], or a length such as "8ep"; rounded to an even
+        number of steps.
+      low: lowest value, in [0, 1].
+
+    Raises:
+      ValueError: if an option is out of range.
+    """
+    if not 0.0 <= low <= 1.0:
+        raise ValueError(f"low={low}: must lie in [0, 1]")
+    half = max(1, round(_period_steps(p, period) / 2.0))
+    place = p.step % (2 * half)
+    return low + (1.0 - low) * min(place, 2 * half - place) / half
+
+
+def silo(
+    p: Progress,
+    *,
+    within: Schedule,
+    base: float,
+    eps: float,
+    delta: float | None = None,
+    beta: float = 5.0,
+    delay: int = 1,
+) -> float:
+    """SILO: the peak of the learning rate grows along an S-curve over the pruning cycles (arXiv 2212.06144).
+
+    In cycle m (pruning events so far) the shape `within` is multiplied by
+
+        max_lr(m) = eps                                            for m <= delay,
+        max_lr(m) = eps + delta / (1 + (gamma / (1 - gamma))^-beta)   after it,
+
+    with gamma = 1 - (1 - p)^(m - delay) for a share p of the remaining weights pruned in every cycle, as in
+    the authors' code (`resnet_20_cifar_10.py`; the paper's listing was not at hand). It is computed here as
+    gamma = 1 - density^((m - delay) / m) from the density reached, which is the same for equal shares and
+    needs no p for other plans. As sigmoid(beta * logit(gamma)) it is finite at gamma = 0 and 1. Nothing is
+    kept between runs, where the authors' max_lr leaks from one run into the next.
+
+    With a cyclical `within` this is S-Cyc (arXiv 2110.08764); with delta = 0 it is `within` alone.
+
+    Args:
+      p: where the phase stands.
+      within: learning rate within a cycle, with 1 as its peak.
+      base: `optimizer.lr`, of which the result is a multiple; above 0.
+      eps: peak of the first `delay` + 1 cycles, a learning rate above 0.
+      delta: largest growth of the peak, a learning rate of at least 0; None: 4/3 eps, as in the authors'
+        setting for ResNet-20 (0.03 and 0.04).
+      beta: steepness of the S-curve, above 0; 1 makes the growth equal to gamma.
+      delay: cycles that the curve lags behind, at least 0; the authors' code has 1.
+
+    Raises:
+      ValueError: if an option is out of range, the plan has too few cycles for the peak to grow in, or it
+        sets the peak itself.
+    """
+    for name, value in (("eps", eps), ("base", base), ("beta", beta)):
+        if not 0.0 < value < math.inf:
+            raise ValueError(f"{name}={value}: must be a finite number above 0")
+    if delta is not None and not 0.0 <= delta < math.inf:
+        raise ValueError(f"delta={delta}: must be a finite number of at least 0, or null for 4/3 eps")
+    if delay < 0:
+        raise ValueError(f"delay={delay}: must be 0 or more")
+    if p.peak is not None:
+        raise ValueError(
+            f"schedule.eps={eps}: SILO sets the peak of every cycle, and so does the plan (protocol=oracle "
+            "or protocol.peaks); choose schedule=warmup_step there"
+        )
+    if p.cycles <= delay + 1:
+        raise ValueError(
+            f"delay={delay}: SILO raises the peak from pruning cycle {delay + 1} on, this plan has "
+            f"{p.cycles - 1} pruning event{'s' if p.cycles != 2 else ''}; choose protocol=iterative with "
+            "more rounds, or another schedule such as warmup_step"
+        )
+    growth = 4.0 / 3.0 * eps if delta is None else delta
+    return (eps + growth * _s_curve(p, beta, delay)) / base * within(p)
+
+
+def _s_curve(p: Progress, beta: float, delay: int) -> float:
+    """sigmoid(beta * logit(gamma)) in [0, 1]."""
+    if p.cycle <= delay or p.density >= 1.0:
+        return 0.0
+    if p.density <= 0.0:
+        return 1.0
+    rest = (p.cycle - delay) / p.cycle * math.log(p.density)  # log(1 - gamma)
+    gamma = -math.expm1(rest)
+    x = beta * (math.log(gamma) - rest)
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0.0 else math.exp(x) / (1.0 + math.exp(x))
+
+
+def _period_steps(p: Progress, period: float | str) -> float:
+    """Steps of a period given as a share of the phase or as a length."""
+    rule = "must be a share of the phase in (0, 1], or a length such as 8ep"
+    if not isinstance(period, str):
+        if not 0.0 < period <= 1.0:
+            raise ValueError(f"period={period}: {rule}")
+        return period * p.steps
+    try:
+        steps = parse_length(period, p.steps_per_epoch)
+    except ValueError:
+        raise ValueError(f"period={period!r}: {rule}") from None
+    if steps < 2:
+        raise ValueError(f"period={period}: must be at least 2 steps")
+    return steps
 
 
 def warmup_steps(p: Progress, warmup: float | str) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,19 @@ class PrefixStore:
     Args:
       directory: holds one folder per key.
       keys: phase index -> content address of the plan up to and including that phase; only these are shared.
+      plain: the indices of those phases up to which no method has a say; their states are taken over by runs
+        of other methods.
       waiting: called about once a second while another process trains the prefix; may raise to give up.
     """
 
-    def __init__(self, directory: Path, keys: dict[int, str], waiting: Callable[[str], None]):
-        self.directory, self.keys, self.waiting = directory, keys, waiting
+    def __init__(
+        self,
+        directory: Path,
+        keys: dict[int, str],
+        waiting: Callable[[str], None],
+        plain: Container[int] = (),
+    ):
+        self.directory, self.keys, self.waiting, self.plain = directory, keys, waiting, plain
         self._lock: Any = None
 
     def _folder(self, key: str) -> Path:
@@ -126,7 +134,9 @@ def open_store(
             raise Interrupted(asked_to_stop())
 
     keys = prefix_keys(cfg, plan, run, method, threads)
-    return PrefixStore(Path(trainer["store"]).absolute(), keys, waiting)
+    alone = leaves_training_alone(method)
+    plain = [i for i in keys if alone and all(p.sparsity is None for p in plan[: i + 1])]
+    return PrefixStore(Path(trainer["store"]).absolute(), keys, waiting, plain)
 
 
 def prefix_keys(
@@ -147,7 +157,7 @@ def prefix_keys(
         "seed": cfg["seed"],
         "trainer": trainer,
         "exclude": cfg["sparsity"]["exclude"],
-        **{k: cfg[k] for k in ("model", "dataset", "optimizer", "schedule")},
+        **{k: cfg[k] for k in ("model", "dataset", "optimizer", "schedule", "metrics")},
         "phases": [],
     }
     alone, keys = leaves_training_alone(method), {}
@@ -158,7 +168,7 @@ def prefix_keys(
         content["phases"].append(
             [
                 *(phase.name, phase.length, phase.sparsity, phase.weights, phase.shuffle),
-                *(list(phase.snapshot), phase.keep, phase.patience),
+                *(list(phase.snapshot), phase.keep, phase.patience, phase.peak),
             ]
         )
         if pruned or not alone:

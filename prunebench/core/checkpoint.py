@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 
 
 class CheckpointError(ValueError):
@@ -55,8 +55,8 @@ def save(path: Path, *, run: Any, method: Any, extra: Mapping[str, Any]) -> None
     }
     content = {
         "version": VERSION,
-        "run": _to_cpu(state),
-        "method": _to_cpu(method.state_dict()),
+        "run": to_cpu(state),
+        "method": to_cpu(method.state_dict()),
         "names": names,
         "extra": dict(extra),
     }
@@ -108,7 +108,7 @@ def restore(
       CheckpointError: if it was made by another network or method.
     """
     try:
-        method.load_state_dict(_to_device(content["method"], run.device))
+        method.load_state_dict(to_device(content["method"], run.device))
         if content["run"]["clock"]["step"]:
             run.optimizer = make_optimizer(run, method)
         run.load_state_dict(content["run"])
@@ -195,9 +195,11 @@ def _map(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
-def _to_cpu(tree: Any) -> Any:
+def to_cpu(tree: Any) -> Any:
+    """Nested containers with their tensors on the CPU."""
     return _map(tree, lambda t: t.detach().cpu())
 
 
-def _to_device(tree: Any, device: torch.device) -> Any:
+def to_device(tree: Any, device: torch.device) -> Any:
+    """Nested containers with their tensors on a device."""
     return _map(tree, lambda t: t.to(device))

@@ -10,7 +10,7 @@ from prunebench.core import parallel
 from prunebench.core.allocation import spread, uniform
 from prunebench.core.masks import Masks
 from prunebench.core.method import Method
-from prunebench.core.phase import Phase, parse_length
+from prunebench.core.phase import Phase, cycles, parse_length
 from prunebench.core.run import Run
 
 MakeOptimizer = Callable[[Run, Method], torch.optim.Optimizer]
@@ -80,24 +80,25 @@ def fit(
       make_optimizer: builds the optimizer of each phase over the model's and the method's parameters.
       observer: is told of every step; it measures, records and may raise to end the run.
     """
+    run.cycles = cycles(plan)
     while run.clock.phase < len(plan):
         phase = plan[run.clock.phase]
         if run.clock.step == 0:
             enter(phase, run, method, make_optimizer, observer)
             observer.entered(run, method, phase)
-        snapshots = {parse_length(at, run.data.steps_per_epoch): name for name, at in phase.snapshot}
+        snapshots = phase.snapshots_at(run)
         patience = None if phase.patience is None else parse_length(phase.patience, run.data.steps_per_epoch)
         while run.clock.step < run.clock.steps and not run.clock.stop_phase:
-            if run.clock.step in snapshots:
-                run.snapshot(snapshots[run.clock.step])
+            for name in snapshots.get(run.clock.step, ()):
+                run.snapshot(name)
             loss = train_step(phase, run, method)
             run.clock.tick()
             top1 = observer.after_step(run, method, phase, loss)
             if top1 is not None:
                 _judge(phase, run, top1, patience)
             observer.settled(run, method, phase)
-        if run.clock.steps in snapshots:
-            run.snapshot(snapshots[run.clock.steps])
+        for name in snapshots.get(run.clock.steps, ()):
+            run.snapshot(name)
         if phase.keep == "best" and "best" in run.snapshots:
             run.restore("best")
             del run.snapshots["best"]
@@ -203,9 +204,12 @@ def _batch_length(run: Run) -> int:
 
 def set_learning_rate(phase: Phase, run: Run) -> float:
     """Set this step's learning rate in every group; the multiple of the base rate."""
-    factor = phase.schedule(run.progress())
-    for group in run.optimizer.param_groups:
-        lr = group["initial_lr"] * factor * group.get("lr_scale", 1.0)
+    factor = phase.schedule(run.progress(phase.peak))
+    for number, group in enumerate(run.optimizer.param_groups):
+        base = group["initial_lr"] if phase.peak is None else phase.peak
+        if not number:
+            run.clock.max_lr = max(run.clock.max_lr, base * factor)
+        lr = base * factor * group.get("lr_scale", 1.0)
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)
         else:

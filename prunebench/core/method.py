@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from prunebench.core.masks import Masks
+from prunebench.core.phase import Phase
 
 
 class Method:
@@ -23,6 +24,14 @@ class Method:
     state: tuple[str, ...] = ()
     hard_masks: bool = True
     revives: bool = False
+
+    def plan(self, phases: list[Phase]) -> list[Phase]:
+        """The protocol's plan with what this method needs in it: further phases, snapshots, other lengths.
+
+        Raises:
+          ValueError: if the method cannot work under this protocol.
+        """
+        return phases
 
     def check(self, run: Any, asked: Sequence[float]) -> None:
         """Refuse what cannot work with this network, before any training.
@@ -123,6 +132,10 @@ class Companion(Method):
     def revives(self) -> bool:
         """As the base method's."""
         return self.base.revives
+
+    def plan(self, phases: list[Phase]) -> list[Phase]:
+        """Plan of the base method."""
+        return self.base.plan(phases)
 
     def check(self, run: Any, asked: Sequence[float]) -> None:
         """Check the base method."""

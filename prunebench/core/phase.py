@@ -1,7 +1,7 @@
 """A plan is a list of phases: what is pruned on entry, what is restored, and how long is trained."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -46,11 +46,15 @@ class Phase:
       sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone. A
         function of the run where it depends on the layers' sizes; `settled` puts its value in.
       weights: after pruning, "keep" the weights, draw them again ("random"), or restore a snapshot by name.
+      peak: learning rate that the schedule multiplies, in place of `optimizer.lr`; None keeps that.
       shuffle: control that permutes the new masks: within each layer, over all layers, or with the same
         sparsity in each layer ("even"); None keeps them.
-      snapshot: pairs (name, time in this phase): copies of the network taken while training.
+      snapshot: pairs (name, time in this phase): copies of the network taken while training. A time with a
+        minus sign counts back from the phase's end ("-1ep"), but not beyond its beginning.
       keep: which network the phase ends with, the last or the one best in validation top-1.
       patience: ends the phase when validation top-1 has not risen for this long.
+      auxiliary: the phase only serves the next pruning event: its end is no row in the table of rounds. What
+        it costs is counted.
     """
 
     name: str
@@ -58,10 +62,12 @@ class Phase:
     schedule: Schedule
     sparsity: float | Callable[[Any], float] | None = None
     weights: str = "keep"
+    peak: float | None = None
     shuffle: Literal["layerwise", "global", "even"] | None = None
     snapshot: tuple[tuple[str, str], ...] = ()
     keep: Literal["last", "best"] = "last"
     patience: str | None = None
+    auxiliary: bool = False
 
     def settled(self, run: Any) -> "Phase":
         """This phase with the sparsity as a number."""
@@ -71,3 +77,17 @@ class Phase:
         """Length in optimizer steps for this run's data."""
         text = self.length(run) if callable(self.length) else self.length
         return parse_length(text, run.data.steps_per_epoch)
+
+    def snapshots_at(self, run: Any) -> dict[int, tuple[str, ...]]:
+        """Step of this phase, which has been entered -> names of the snapshots to take when it is done."""
+        found: dict[int, tuple[str, ...]] = {}
+        for name, at in self.snapshot:
+            steps = parse_length(at.removeprefix("-"), run.data.steps_per_epoch)
+            place = max(run.clock.steps - steps, 0) if at.startswith("-") else steps
+            found[place] = (*found.get(place, ()), name)
+        return found
+
+
+def cycles(plan: Sequence[Phase]) -> int:
+    """Pruning events of the plan, and the training before the first of them."""
+    return 1 + sum(phase.sparsity is not None for phase in plan)

@@ -48,6 +48,7 @@ class Clock:
     stop_phase: bool = False  # a method or the patience rule may end the phase
     best: float = -1.0  # best validation top-1 in this phase
     best_step: int = 0  # step of the phase at which it was reached
+    max_lr: float = 0.0  # largest learning rate in this phase so far
 
     def tick(self) -> None:
         """Count one optimizer step."""
@@ -58,7 +59,7 @@ class Clock:
         """Move to the start of the next phase."""
         self.phase += 1
         self.step = self.steps = self.best_step = 0
-        self.stop_phase, self.best = False, -1.0
+        self.stop_phase, self.best, self.max_lr = False, -1.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Progress:
     steps: int  # length of the phase
     steps_per_epoch: int
     cycle: int = 0  # pruning events so far
+    cycles: int = 1  # pruning events of the whole plan, and the training before the first
     density: float = 1.0  # kept share of the prunable weights
+    peak: float | None = None  # learning rate that the plan gives this phase in place of `optimizer.lr`
     norm_drop: float = 0.0  # see Clock
     pruned: float = 0.0  # see Clock
 
@@ -110,6 +113,7 @@ class Run:
         self.optimizer: torch.optim.Optimizer | None = None
         self.graphed_step: Callable[..., Tensor] | None = None  # prunebench.core.graph.GraphedStep
         self.clock = Clock()
+        self.cycles = 1  # pruning events of the plan, and the training before the first
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self._fresh_state = fresh_state
 
@@ -131,14 +135,16 @@ class Run:
         """Context for forward and loss."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None)
 
-    def progress(self) -> Progress:
-        """What the learning-rate schedule sees at this step."""
+    def progress(self, peak: float | None = None) -> Progress:
+        """What the learning-rate schedule sees at this step, in a phase with this `peak`."""
         c = self.clock
         return Progress(
             step=c.step,
             steps=c.steps,
             steps_per_epoch=self.data.steps_per_epoch,
             cycle=c.cycle,
+            cycles=self.cycles,
+            peak=peak,
             density=1.0 - self.masks.sparsity,
             norm_drop=c.norm_drop,
             pruned=c.pruned,
@@ -152,6 +158,10 @@ class Run:
         if self.optimizer is not None:
             masks.zero_optimizer_(self.model, self.optimizer)
 
+    def initial_state(self) -> dict[str, Tensor]:
+        """State dict that the run started from."""
+        return self.snapshots["init"] if "init" in self.snapshots else self._fresh_state("init")
+
     def snapshot(self, name: str) -> None:
         """Keep a copy of the network's parameters and buffers under a name."""
         self.snapshots[name] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -164,8 +174,8 @@ class Run:
         """
         if name == "random":
             state = self._fresh_state("reinit", self.clock.total, self.clock.cycle)
-        elif name == "init" and name not in self.snapshots:
-            state = self._fresh_state("init")
+        elif name == "init":
+            state = self.initial_state()
         else:
             state = self.snapshots[name]
         self.model.load_state_dict(state)

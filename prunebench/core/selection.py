@@ -147,7 +147,7 @@ def _global(
 
 
 def _holds_fewer(mask: Tensor, floor: int) -> bool:
-    """Whether fewer than `floor` entries are True; for the usual floor of 1 the first one found settles it."""
+    """Whether fewer than `floor` entries are True; for the usual floor of 1 the first one settles it."""
     first = mask.flatten()[:1000] if mask.is_contiguous() else mask[:1]
     if floor <= 1 and bool(first.any()):
         return False

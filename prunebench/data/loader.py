@@ -176,7 +176,12 @@ class Data:
             yield images, self._labels[split][start:stop]
 
     def scoring(
-        self, generator: torch.Generator, *, batches: int, batch_size: int | None = None
+        self,
+        generator: torch.Generator,
+        *,
+        batches: int = 1,
+        batch_size: int | None = None,
+        per_class: int | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
         """Distinct random training images without augmentation, for criteria that need data.
 
@@ -184,15 +189,25 @@ class Data:
           generator: where the choice is drawn from.
           batches: number of batches.
           batch_size: images per batch; None takes the training batch size.
+          per_class: so many images of every class instead of `batches` whole batches; the last batch may be
+            smaller.
 
         Returns:
-          `batches` pairs of images float32 [B, C, H, W] and labels int64 [B].
+          pairs of images float32 [B, C, H, W] and labels int64 [B].
 
         Raises:
-          ValueError: if the training split has fewer than batches * batch_size images.
+          ValueError: if the training split has too few images, in all or of a class.
         """
-        chosen = choose(generator, batches=batches, batch_size=batch_size or self.batch_size, data=self)
-        return [(self._plain("train", ids), self._labels["train"][ids]) for ids in chosen.to(self.device)]
+        size = batch_size or self.batch_size
+        if per_class is None:
+            chosen = choose(generator, batches=batches, batch_size=size, data=self)
+        else:
+            labels = self._labels["train"].cpu()
+            chosen = choose_balanced(generator, labels, per_class=per_class, class_names=self.class_names)
+        return [
+            (self._plain("train", ids), self._labels["train"][ids])
+            for ids in chosen.flatten().to(self.device).split(size)
+        ]
 
     def _tables(self, seed: int, epoch: int) -> Tensor:
         """int64 [3, N] on the device: image, first byte of the crop in it, 1 where it is mirrored."""
@@ -267,3 +282,19 @@ def choose(generator: torch.Generator, *, batches: int, batch_size: int, data: "
         )
     order = torch.randperm(images, generator=generator, device=generator.device)
     return order[: batches * batch_size].view(batches, batch_size)
+
+
+def choose_balanced(
+    generator: torch.Generator, labels: Tensor, *, per_class: int, class_names: Sequence[str]
+) -> Tensor:
+    """int64 [classes * per_class] of distinct training images, in random order; ValueError if too few."""
+    order = torch.randperm(len(labels), generator=generator, device=generator.device)
+    chosen = []
+    for label, name in enumerate(class_names):
+        members = order[labels[order] == label]
+        if not 1 <= per_class <= len(members):
+            raise ValueError(
+                f"per_class={per_class}: must lie in [1, {len(members)}], the training images of class {name}"
+            )
+        chosen.append(members[:per_class])
+    return order[torch.isin(order, torch.cat(chosen))]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from prunebench.core.run import generator, seeded
 from prunebench.data.archives import Reader
 from prunebench.data.images import open_image
-from prunebench.data.loader import choose, part
+from prunebench.data.loader import choose, choose_balanced, part
 from prunebench.data.normalize import Normalize
 
 Files = tuple[Sequence[str], Tensor]  # names in the source, labels int64 [N]
@@ -146,6 +146,7 @@ class StreamData:
             split: Images(source, files, size=size, resize=resize, channels=len(mean), flip=flip)
             for split, files in splits.items()
         }
+        self._labels = train[1]
         self._running: Iterator | None = None
         self._expected: tuple[int, int, int, int] | None = None  # seed, rank, world, step of its next batch
 
@@ -178,11 +179,22 @@ class StreamData:
         yield from self._plain(split, batches)
 
     def scoring(
-        self, generator: torch.Generator, *, batches: int, batch_size: int | None = None
+        self,
+        generator: torch.Generator,
+        *,
+        batches: int = 1,
+        batch_size: int | None = None,
+        per_class: int | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
         """Distinct random training images, resized and centre-cropped, as `Data.scoring`."""
-        chosen = choose(generator, batches=batches, batch_size=batch_size or self.batch_size, data=self)
-        return list(self._plain("train", chosen.tolist()))
+        size = batch_size or self.batch_size
+        if per_class is None:
+            chosen = choose(generator, batches=batches, batch_size=size, data=self)
+        else:
+            chosen = choose_balanced(
+                generator, self._labels, per_class=per_class, class_names=self.class_names
+            )
+        return list(self._plain("train", [ids.tolist() for ids in chosen.flatten().split(size)]))
 
     def _plain(self, split: str, batches: Iterator[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         keys = ([(None, 0, index) for index in batch] for batch in batches)

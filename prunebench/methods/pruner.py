@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from prunebench.core.allocation import by_rates, resolve_layers
 from prunebench.core.method import Method
+from prunebench.core.phase import Phase
 from prunebench.core.run import Run
 from prunebench.core.selection import layer_counts, select
 from prunebench.core.units import (
@@ -42,9 +44,12 @@ class Pruner(Method):
       layer_rates: layer pattern (fnmatch on parameter names, "head" for the classifier) -> share of the
         remaining weights removed per round; later patterns win; for allocation "rates" only.
       min_kept: floor of every layer, in entries of the granularity.
+      iterations: how often scores are taken within one pruning event, with the density falling by the same
+        factor each time (SynFlow, arXiv 2006.05467, algorithm 1: 100 times).
 
     Raises:
-      ValueError: if `min_kept` is negative, a rate is outside [0, 1), or rates lack their allocation.
+      ValueError: if `iterations` is below 1, `min_kept` is negative, a rate is outside [0, 1), or rates lack
+        their allocation.
     """
 
     def __init__(
@@ -55,7 +60,10 @@ class Pruner(Method):
         granularity: Literal["weight", "kernel", "filter", "neuron"] = "weight",
         layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
+        iterations: int = 1,
     ):
+        if iterations < 1:
+            raise ValueError(f"iterations={iterations}: must be 1 or more")
         if min_kept < 0:
             raise ValueError(f"sparsity.min_kept={min_kept}: must be 0 or more")
         if (allocation == "rates") != bool(layer_rates):
@@ -67,7 +75,20 @@ class Pruner(Method):
             if not 0 <= rate < 1:
                 raise ValueError(f"sparsity.layer_rates.{pattern}={rate}: must lie in [0, 1)")
         self.criterion, self.allocation, self.granularity = criterion, allocation, granularity
-        self.layer_rates, self.min_kept = layer_rates, min_kept
+        self.layer_rates, self.min_kept, self.iterations = layer_rates, min_kept, iterations
+
+    def plan(self, phases: list[Phase]) -> list[Phase]:
+        """Add the snapshots that the criterion reads to every phase before a pruning event."""
+        needed = getattr(getattr(self.criterion, "func", self.criterion), "snapshots", ())
+        if not needed:
+            return phases
+        if phases[0].sparsity is not None:
+            raise ValueError(
+                f"criterion: {self.criterion.func.__name__} looks back on training, this plan prunes before "
+                "any; choose protocol=iterative or another criterion"
+            )
+        follows = [following.sparsity is not None for following in phases[1:]] + [False]
+        return [replace(p, snapshot=p.snapshot + needed) if f else p for p, f in zip(phases, follows)]
 
     def check(self, run: Run, asked: Sequence[float]) -> None:
         """Refuse a granularity, an allocation or a sparsity that this network cannot have."""
@@ -91,6 +112,13 @@ class Pruner(Method):
 
     def prune(self, run: Run, sparsity: float) -> None:
         """Set the masks to this sparsity by the criterion's scores."""
+        kept, total = self.channels(run) or (run.masks.kept, run.masks.total)
+        before, after = kept / total, 1 - sparsity
+        for j in range(1, self.iterations):
+            self._prune_once(run, 1 - before * (after / before) ** (j / self.iterations))
+        self._prune_once(run, sparsity)
+
+    def _prune_once(self, run: Run, sparsity: float) -> None:
         scores, allocation = self.criterion(run), self._allocation(run)
         if self.granularity in ("weight", "kernel"):
             masks = select(
@@ -98,7 +126,7 @@ class Pruner(Method):
                 sparsity,
                 allocation=allocation,
                 granularity=self.granularity,
-                previous=run.masks if run.clock.cycle else None,
+                previous=run.masks if run.masks.sparsity else None,
                 min_kept=self.min_kept,
             )
         else:
@@ -107,7 +135,7 @@ class Pruner(Method):
                 sparsity,
                 units=model_units(run.model, self.granularity, run.masks),
                 allocation=allocation,
-                previous=run.masks if run.clock.cycle else None,
+                previous=run.masks if run.masks.sparsity else None,
                 min_kept=self.min_kept,
             )
             masks = unit_masks(run.model, alive, run.masks)

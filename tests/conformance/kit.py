@@ -200,6 +200,7 @@ def recorded(
         macs=count_macs(parts.run.model, parts.run.data.shape),
         display=Silent(),
         store=shared,
+        metrics={name: instantiate(node) for name, node in parts.cfg["metrics"].items()},
         export=partial(experiment._export, directory=directory, cfg=parts.cfg),
         eval_every=trainer["eval_every"],
         checkpoint_every=trainer["checkpoint_every"],

@@ -61,8 +61,8 @@ def commands() -> list[tuple[str, ...]]:
         if group == "recipe":
             dataset = next(d for d in overview.options("dataset") if name.startswith(f"{d}_"))
             lines.append((f"dataset={dataset}", f"model={name[len(dataset) + 1 :]}"))
-        elif group == "companion":
-            lines.append((f"companion=[{name}]",))
+        elif group in ("companion", "metrics"):
+            lines.append((f"{group}=[{name}]",))
         elif group not in apart:
             lines.append((f"{group}={name}",))
     return [(*line, *(["dataset.root=/data"] if "dataset=image_folder" in line else [])) for line in lines]

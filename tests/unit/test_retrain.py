@@ -115,15 +115,16 @@ def test_same_is_the_training_schedule_over_the_phase_in_this_cycle():
     assert curve(partial(same, of=TRAINING), 20) == curve(TRAINING, 20)
 
 
-def test_training_schedule_is_evaluated_once_and_as_before_any_pruning():
+def test_training_schedule_is_evaluated_once_in_a_cycle_and_as_it_is_in_that_cycle():
     seen = []
 
     def training(p):
         seen.append(p)
         return 1.0 - p.step / p.steps
 
-    curve(of(slr, training), 20, cycle=3, density=0.2, norm_drop=0.5, pruned=0.5)
-    assert seen == [Progress(step=t, steps=40, steps_per_epoch=4) for t in range(40)]
+    place = {"cycle": 3, "cycles": 5, "density": 0.2, "peak": 0.3}
+    curve(of(slr, training), 20, **place, norm_drop=0.5, pruned=0.5)
+    assert seen == [Progress(step=t, steps=40, steps_per_epoch=4, **place) for t in range(40)]
 
 
 @pytest.mark.parametrize("schedule", [ft, lrw, slr, clr, llr, allr])

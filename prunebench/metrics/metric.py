@@ -1,0 +1,113 @@
+"""What may be measured beside accuracy, when, and without leaving a trace in the run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunebench.core.method import Method
+from prunebench.core.phase import Phase, parse_length
+from prunebench.core.run import Run, generator
+
+PROBE_BATCH = 250  # images; results do not depend on it
+
+
+class Metric:
+    """A diagnostic of the network, a function of the run's state and of fixed images.
+
+    It changes nothing that training reads: no weight, buffer, gradient, mode or random state.
+
+    Args:
+      every: "phase" (at the end of every phase that is a result), "end" (of the last one only), or a length
+        such as "2ep": also whenever so much of a phase is trained.
+
+    Attributes:
+      state: names of the attributes that a checkpoint carries, as in `Method`.
+
+    Raises:
+      ValueError: if `every` is none of these.
+    """
+
+    state: tuple[str, ...] = ()
+
+    def __init__(self, *, every: str = "phase"):
+        if every not in ("phase", "end"):
+            try:
+                parse_length(every, 1)
+            except ValueError:
+                raise ValueError(
+                    f"every={every}: must be phase, end, or a length such as 2ep or 100it"
+                ) from None
+            if float(every[:-2]) == 0:
+                raise ValueError(f"every={every}: must be longer than 0")
+        self.every = every
+
+    def check(self, run: Run, plan: Sequence[Phase]) -> None:
+        """Refuse what this network or plan cannot give, before any training.
+
+        Raises:
+          ValueError: naming the metric and the way out.
+        """
+
+    def measure(self, run: Run, method: Method) -> dict[str, Any]:
+        """Values for a row of metrics.jsonl: numbers, None, and lists and dicts of them.
+
+        Numbers at the top are drawn by prune-report; "layers" may hold a list of dicts, one per layer.
+        """
+        raise NotImplementedError
+
+    def due(self, step: int, steps: int, steps_per_epoch: int) -> bool:
+        """Whether to measure when `step` of a phase's `steps` are done, not counting the phase's end."""
+        if self.every in ("phase", "end") or step == steps:
+            return False
+        return step % max(1, parse_length(self.every, steps_per_epoch)) == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attributes named in `state`."""
+        return {name: getattr(self, name) for name in self.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` gave."""
+        for name in self.state:
+            setattr(self, name, state[name])
+
+
+@contextmanager
+def undisturbed(run: Run) -> Iterator[None]:
+    """Eval mode and the bare network in full precision inside the block; everything as it was after it.
+
+    Gradients are left to `torch.autograd.grad`, which writes none into the parameters.
+    """
+    modes = [(m, m.training) for m in run.model.modules()]
+    buffers = [(b, b.clone()) for b in run.model.buffers()]
+    random, network, precision = torch.get_rng_state(), run.network, run.precision
+    run.network, run.precision = run.model, None
+    run.model.eval()
+    try:
+        yield
+    finally:
+        run.network, run.precision = network, precision
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        torch.set_rng_state(random)
+
+
+def probe(run: Run, images: int, *, batch_size: int = PROBE_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fixed training images without augmentation, the same for every run on the data set and split.
+
+    Args:
+      images: how many; all training images if there are fewer.
+      batch_size: images per batch; which images are chosen does not depend on it.
+
+    Yields:
+      float32 [B, C, H, W], normalised, and int64 [B].
+    """
+    count = min(images, run.data.sizes["train"])
+    ((x, y),) = run.data.scoring(generator("probe"), batches=1, batch_size=count)
+    for start in range(0, count, batch_size):
+        yield x[start : start + batch_size], y[start : start + batch_size]
