@@ -103,7 +103,7 @@ def at_init(
     patience: str | None = None,
     control: Control = "none",
 ) -> list[Phase]:
-    """One phase: prune the initial network, then train it (SNIP, arXiv 1810.02340; SynFlow, arXiv 2006.05467).
+    """One phase: prune the initial network, then train it (SNIP, arXiv 1810.02340).
 
     Training goes on from the initial weights that were scored. There is no dense control in the run.
 
