@@ -123,16 +123,17 @@ def check(
             raise ValueError(
                 "protocol.keep=best and protocol.patience need validation images; set dataset.validation=0.1"
             )
-        if phase.patience is not None and phase.snapshot:
+        late = [name for name, at in phase.snapshot if at != "0it"]
+        if phase.patience is not None and late:
+            what = "protocol.rewind_to" if "rewind" in late else f"the snapshot that is needed ({late[0]})"
             raise ValueError(
-                f"protocol.patience={phase.patience}: may end dense training before the point of "
-                "protocol.rewind_to; use one of the two"
+                f"protocol.patience={phase.patience}: may end a training before the point of {what}; use one "
+                "of the two"
             )
-        granularity = getattr(method, "granularity", "weight")
-        if phase.shuffle and granularity != "weight":
+        if phase.shuffle and method.granularity != "weight":
             raise ValueError(
-                f"protocol.control: shuffles single weights, sparsity.granularity={granularity} prunes "
-                "others; use protocol.control=reinit or sparsity.granularity=weight"
+                f"protocol.control: shuffles single weights, sparsity.granularity={method.granularity} "
+                "prunes others; use protocol.control=reinit or sparsity.granularity=weight"
             )
         if not callable(phase.length) and (steps := phase.steps(run)):
             run.clock.steps = steps

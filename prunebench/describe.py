@@ -25,6 +25,7 @@ def plan_rows(
     """Rows of the plan's table; cost is MACs per image times images, of the dense network."""
     rows, spe = [], run.data.steps_per_epoch
     for phase in plan:
+        pruned = phase.sparsity is not None and phase is not plan[0]
         steps = None if callable(phase.length) else phase.steps(run)
         images = None if steps is None else steps / spe * run.data.sizes["train"]
         rows.append(
@@ -34,7 +35,7 @@ def plan_rows(
                 "steps": steps,
                 "sparsity": phase.sparsity,
                 "weights": phase.weights if not phase.shuffle else f"{phase.weights}, shuffled",
-                "schedule": choices["schedule"] if phase.sparsity is None else choices["retrain"],
+                "schedule": choices["retrain" if pruned or phase.auxiliary else "schedule"],
                 "cost": None if images is None else 3 * images * sum(macs.values()),
             }
         )

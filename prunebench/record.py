@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from prunebench.core import checkpoint, parallel
-from prunebench.core.method import Method
+from prunebench.core.method import Method, has_finish
 from prunebench.core.phase import Phase, parse_length
 from prunebench.core.run import Run
 from prunebench.journal import Diverged, Interrupted, Losses, Rows, Shown, diverged
@@ -230,7 +230,7 @@ class Recorder:
 
     def finish(self, run: Run, method: Method) -> None:
         """Write the final weights and, last of all, result.json."""
-        if type(method).finish is not Method.finish:
+        if has_finish(method):
             final = self._round(run, method, self.plan[-1], None, 0.0)
             self.rounds.append(final | {"phase": "final", "epochs": 0.0, "steps": 0})
         if run.rank == 0:

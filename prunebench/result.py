@@ -60,8 +60,7 @@ def round_row(
         "steps": run.clock.step,
         "seconds": seconds,
     }
-    channels = getattr(method, "channels", None)
-    if callable(channels) and (counted := channels(run)) is not None:
+    if (counted := method.channels(run)) is not None:
         row["channels"], row["channels_total"] = counted
     return row
 

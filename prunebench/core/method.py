@@ -19,11 +19,13 @@ class Method:
         them, and modules. Anything that a later step depends on is in it, or resuming is wrong.
       hard_masks: False where the mask acts in the forward pass only and the weights stay dense.
       revives: True where a pruned weight may return.
+      granularity: what is pruned as one: "weight", "kernel", "filter" or "neuron".
     """
 
     state: tuple[str, ...] = ()
     hard_masks: bool = True
     revives: bool = False
+    granularity: str = "weight"
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """The protocol's plan with what this method needs in it: further phases, snapshots, other lengths.
@@ -74,6 +76,10 @@ class Method:
     def compact(self, run: Any) -> nn.Module:
         """The deployable network, for cost metrics."""
         return run.model
+
+    def channels(self, run: Any) -> tuple[int, int] | None:
+        """Channels kept and in all where whole channels are pruned, else None."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """The attributes named in `state`."""
@@ -133,6 +139,11 @@ class Companion(Method):
         """As the base method's."""
         return self.base.revives
 
+    @property
+    def granularity(self) -> str:
+        """As the base method's."""
+        return self.base.granularity
+
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """Plan of the base method."""
         return self.base.plan(phases)
@@ -173,6 +184,10 @@ class Companion(Method):
         """Deployable network of the base method."""
         return self.base.compact(run)
 
+    def channels(self, run: Any) -> tuple[int, int] | None:
+        """Channels of the base method."""
+        return self.base.channels(run)
+
     def state_dict(self) -> dict[str, Any]:
         """Own state, with the base method's under "base"."""
         return {"base": self.base.state_dict(), **super().state_dict()}
@@ -181,6 +196,13 @@ class Companion(Method):
         """Load the base method's state, then the own one."""
         self.base.load_state_dict(state["base"])
         super().load_state_dict(state)
+
+
+def has_finish(method: Method) -> bool:
+    """Whether the method, or one that it wraps, does anything after the last phase."""
+    if isinstance(method, Companion) and type(method).finish is Companion.finish:
+        return has_finish(method.base)
+    return type(method).finish is not Method.finish
 
 
 TRAINING_VERBS = ("attach", "forward", "loss", "step", "param_groups")

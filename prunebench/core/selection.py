@@ -155,24 +155,26 @@ def _holds_fewer(mask: Tensor, floor: int) -> bool:
 
 
 def _within_alive(counts: dict[str, int], alive: dict[str, int]) -> dict[str, int]:
-    """Counts no larger than what is alive, same total: rounding may ask for one more in some layer."""
-    over = {n: c - alive[n] for n, c in counts.items() if c > alive[n]}
-    if not over:
-        return counts
-    if max(over.values()) > 1:
-        name = max(over, key=over.get)
-        raise ValueError(
-            f"sparsity.allocation: asks for {counts[name]} weights in layer {name}, where {alive[name]} are "
-            "alive; pruned weights do not return: keep one allocation over all rounds"
-        )
+    """Counts no larger than what is alive, same total.
+
+    A layer may have fewer alive than an allocation leaves it: by one through rounding, by more where a
+    companion has removed weights as well. What is missing is kept in the other layers instead, in proportion
+    to what they would have lost (largest remainder first, then the earlier layer).
+    """
+    missing = sum(max(c - alive[n], 0) for n, c in counts.items())
     counts = {n: min(c, alive[n]) for n, c in counts.items()}
-    missing = sum(over.values())
-    for n in sorted(counts, key=lambda n: counts[n] - alive[n]):
-        step = min(missing, alive[n] - counts[n], 1)
-        counts[n], missing = counts[n] + step, missing - step
-    if missing:
+    room = {n: alive[n] - c for n, c in counts.items()}
+    whole = sum(room.values())
+    if missing > whole:
         raise ValueError("sparsity: more weights asked for than are alive; pruned weights do not return")
-    return counts
+    if not missing:
+        return counts
+    exact = {n: missing * r / whole for n, r in room.items()}
+    extra = {n: int(e) for n, e in exact.items()}
+    order = sorted(room, key=lambda n: extra[n] - exact[n])
+    for n in order[: missing - sum(extra.values())]:
+        extra[n] += 1
+    return {n: c + extra[n] for n, c in counts.items()}
 
 
 def _reduce(score: Tensor, granularity: str) -> Tensor:

@@ -86,7 +86,7 @@ class Witness(Recorder):
 
     def pruned(self, run, method, phase):
         super().pruned(run, method, phase)
-        counted = getattr(method, "channels", lambda run: None)(run)
+        counted = method.channels(run)
         self.events.append(
             Event(phase, *(counted or (run.masks.kept, run.masks.total)), clone(dict(run.masks)))
         )
