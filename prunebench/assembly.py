@@ -19,9 +19,22 @@ Instantiate = Callable[..., Any]
 
 
 def assemble(
-    cfg: Mapping[str, Any], *, device: torch.device, instantiate: Instantiate, rank: int = 0, world: int = 1
+    cfg: Mapping[str, Any],
+    *,
+    device: torch.device,
+    instantiate: Instantiate,
+    rank: int = 0,
+    world: int = 1,
+    phases: int | None = None,
 ) -> tuple[Run, Method, list[Phase], Callable]:
     """The parts of a run, checked against each other: run, method (attached), plan, optimizer factory.
+
+    Args:
+      cfg: the resolved configuration, plain containers.
+      device: what to compute on.
+      instantiate: builds the object of a node with `_target_`, given runtime arguments.
+      rank, world: this process and the number of processes.
+      phases: how many of the protocol's phases to train; None for all.
 
     Raises:
       ValueError: for parts that do not fit together.
@@ -63,7 +76,7 @@ def assemble(
         method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
     plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
-    plan = [phase.settled(run) for phase in method.plan(plan)]
+    plan = [phase.settled(run) for phase in method.plan(plan[:phases])]
     run.cycles = cycles(plan)
     make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])
     if trainer["cuda_graph"]:

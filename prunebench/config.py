@@ -99,7 +99,7 @@ class Config:
 def register() -> None:
     """Make the schema and the resolvers known to Hydra."""
     ConfigStore.instance().store(name="base_config", node=Config)
-    OmegaConf.register_new_resolver("run_id", _run_id_of_root, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("share", share_of_length, replace=True)
 
 
@@ -140,7 +140,13 @@ def _without_later(node: Any, path: str) -> Any:
     return kept
 
 
-def _run_id_of_root(*, _root_: DictConfig) -> str:
+def _run_name(method: str, model: str, *, _root_: DictConfig) -> str:
+    """Name of the result directory: method and companions, model, id."""
+    companions = "".join(f"+{name}" for name in _root_.companion)
+    return f"{method}{companions}-{model}-{_run_id_of_root(_root_)}"
+
+
+def _run_id_of_root(_root_: DictConfig) -> str:
     content = {}
     for key in _root_:
         if key in NOT_IN_ID:

@@ -13,9 +13,9 @@ from prunebench.core.run import Run
 from prunebench.machine import environment
 
 
-def title(choices: Mapping[str, Any]) -> str:
+def title(cfg: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
     """The run in a few words: method, companions, model and data."""
-    companions = "".join(f"+{c}" for c in choices.get("companion") or [])
+    companions = "".join(f"+{name}" for name in cfg["companion"])
     return f"{choices['method']}{companions}: {choices['model']} on {choices['dataset']}"
 
 
@@ -78,7 +78,7 @@ def identify(cfg: Mapping[str, Any], choices: Mapping[str, Any], identity: str) 
     return {
         "id": identity,
         **{g: choices[g] for g in groups},
-        "companion": list(choices.get("companion") or []),
+        "companion": list(cfg["companion"]),
         "seed": cfg["seed"],
         "sparsity": sparsity,
     }

@@ -34,6 +34,9 @@ def run_experiment(
     asked_to_stop: Callable[[], int],
     jobs: int = 1,
     identity: str = "",
+    phases: int | None = None,
+    written: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> str:
     """Run, resume or skip the run of this configuration.
 
@@ -47,6 +50,9 @@ def run_experiment(
       asked_to_stop: the number of a signal that has come in, or 0.
       jobs: jobs that run side by side on this machine.
       identity: the run's id.
+      phases: how many of the protocol's phases to train; None for all.
+      written: the configuration that config.yaml keeps, if not `cfg`.
+      extra: further content of result.json.
 
     Returns:
       "done", "already done" or "planned".
@@ -69,7 +75,7 @@ def run_experiment(
     if device.type == "cpu":
         keep_freed_memory()
     run, method, plan, make_optimizer = assemble(
-        cfg, device=device, instantiate=instantiate, rank=rank, world=world
+        cfg, device=device, instantiate=instantiate, rank=rank, world=world, phases=phases
     )
     metrics = {name: instantiate(node) for name, node in cfg["metrics"].items()}
     for name, metric in metrics.items():
@@ -78,7 +84,7 @@ def run_experiment(
     if device.type == "cpu":
         threads = spare_threads(trainer["threads"], macs=sum(macs.values()) * trainer["batch_size"])
     facts = describe(run, cfg, choices, threads=threads, macs=macs, directory=directory)
-    display.plan(f"{title(choices)}, seed {cfg['seed']}", plan_rows(plan, run, macs, choices), facts)
+    display.plan(f"{title(cfg, choices)}, seed {cfg['seed']}", plan_rows(plan, run, macs, choices), facts)
     if cfg["plan"]:
         return "planned"
     if rank == 0:
@@ -98,11 +104,13 @@ def run_experiment(
         if rank == 0:
             for left in directory.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
-            write_start(directory, cfg, choices, overrides, identity, device=device, threads=threads)
+            write_start(
+                directory, written or cfg, choices, overrides, identity, device=device, threads=threads
+            )
         recorder = Recorder(
             directory,
             plan=plan,
-            identity=identify(cfg, choices, identity),
+            identity=identify(cfg, choices, identity) | dict(extra or {}),
             macs=macs,
             display=display,
             store=open_store(cfg, plan, run, method, threads, display, asked_to_stop),

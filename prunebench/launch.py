@@ -131,13 +131,15 @@ def run_job(cfg: DictConfig, settings: Any, overrides: Sequence[str]) -> None:
     plain = config.plain(cfg)
     from prunebench.display import Display
     from prunebench.experiment import run_experiment
+    from prunebench.oracle import is_oracle, run_oracle
 
     signals = Signals()
     display = Display(live=False if _jobs(settings) > 1 else None)
     with signals.installed():
         try:
             directory = _relative(Path(settings.runtime.output_dir))
-            run_experiment(
+            work = run_oracle if is_oracle(plain) else run_experiment
+            work(
                 plain,
                 directory=directory,
                 choices=choices,

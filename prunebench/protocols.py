@@ -230,6 +230,69 @@ def iterative(
     return plan
 
 
+def oracle(
+    *,
+    schedule: Schedule,
+    retrain_schedule: Schedule,
+    grid: list[float],
+    tolerance: float,
+    rounds: int,
+    dense: str,
+    target: float | None = None,
+    rate: float | None = None,
+    layer_rates: dict[str, float] | None = None,
+    spacing: Spacing = "geometric",
+    retrain: str | None = None,
+    retrain_total: str | None = None,
+    budget: str | None = None,
+    weights: Weights = "keep",
+    rewind_to: str = "0it",
+    keep: Keep = "last",
+    patience: str | None = None,
+    control: Control = "none",
+) -> list[Phase]:
+    """The plan of `iterative`, every phase of which is trained once for each peak of the learning rate.
+
+    The best branch by validation goes on (Oracle of SILO, arXiv 2212.06144); see `prunebench.oracle`.
+
+    Args:
+      schedule, retrain_schedule: as in `iterative`.
+      grid: peaks to try in every phase, distinct learning rates above 0.
+      tolerance: a peak is near-best if its validation top-1 is at most so much below the best, in [0, 1).
+      rounds, dense, target, rate, layer_rates, spacing, retrain, retrain_total, budget, weights, rewind_to,
+        keep, patience, control: as in `iterative`.
+
+    Raises:
+      ValueError: if an option is out of range or two do not fit together.
+    """
+    for peak in grid:
+        if not 0.0 < peak < math.inf:
+            raise ValueError(f"protocol.grid={grid}: must be finite learning rates above 0, not {peak}")
+    if len(set(grid)) != len(grid) or len(grid) < 2:
+        raise ValueError(f"protocol.grid={grid}: must be at least two different learning rates")
+    if not 0.0 <= tolerance < 1.0:
+        raise ValueError(f"protocol.tolerance={tolerance}: must lie in [0, 1)")
+    return iterative(
+        schedule=schedule,
+        retrain_schedule=retrain_schedule,
+        rounds=rounds,
+        dense=dense,
+        target=target,
+        rate=rate,
+        layer_rates=layer_rates,
+        spacing=spacing,
+        retrain=retrain,
+        retrain_total=retrain_total,
+        budget=budget,
+        weights=weights,
+        rewind_to=rewind_to,
+        keep=keep,
+        patience=patience,
+        control=control,
+        peaks=[grid[0]] * (rounds + 1),
+    )
+
+
 def _peaks(peaks: list[float] | None, rounds: int) -> list[float | None]:
     """The peak of every phase of a plan with so many rounds."""
     if peaks is None:

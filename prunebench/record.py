@@ -242,6 +242,11 @@ class Recorder:
             self.display.finish(result, str(self.directory))
         parallel.wait_for_all(run.world)
 
+    def stored(self) -> dict[str, str]:
+        """Phase -> address in the shared store of its end state."""
+        keys = self.store.keys if self.store is not None else {}
+        return {self.plan[index].name: key for index, key in keys.items()}
+
     def close(self) -> None:
         """Close the rows' file and let go of the store's lock."""
         if self._rows is not None:

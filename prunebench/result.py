@@ -97,6 +97,7 @@ def assemble(run: Run, recorder: Any) -> dict[str, Any]:
         },
         "metrics": sorted(recorder.metrics),
         "shared": recorder.shared,
+        "stored": recorder.stored(),
         "time": {"seconds": sum(t["seconds"] for t in trained)},
     }
 

@@ -86,7 +86,8 @@ def round_lines(result: Mapping, *, width: int) -> list[str]:
     control = (
         f"dense control: top-1 {percent(dense['top1'])} %, " if dense else "no dense control; dense network: "
     )
-    lines = [f"{result['method']}: {result['model']} on {result['dataset']}, seed {result['seed']}", ""]
+    method = "+".join([result["method"], *result.get("companion", [])])
+    lines = [f"{method}: {result['model']} on {result['dataset']}, seed {result['seed']}", ""]
     lines += table(ROUNDS, result["rounds"], width=width)
     lines.append(f"{control}{last['params_total']:,} parameters, {count(last['macs_dense'])} MACs per image")
     lines.append("test accuracy in percent, change in points against the dense control")

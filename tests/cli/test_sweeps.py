@@ -34,7 +34,7 @@ def test_runs_of_a_sweep_equal_those_typed_alone_without_the_store(prune, runs, 
     assert [d.name for d in runs()] == [d.name for d in runs("alone")], "the same configuration has one name"
     for swept, alone in zip(runs(), runs("alone")):
         (content, rows), (content_alone, rows_alone) = result(swept), result(alone)
-        assert content | {"shared": []} == content_alone
+        assert content | {"shared": [], "stored": {}} == content_alone
         assert rows == rows_alone
         for name in ("final.safetensors", "masks.safetensors"):
             assert (swept / name).read_bytes() == (alone / name).read_bytes()

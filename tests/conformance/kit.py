@@ -245,7 +245,7 @@ def on_disk(directory: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
         "rows": without(rows, "seconds"),
-        "result": without(json.loads((directory / "result.json").read_text()), "seconds", "time", "shared"),
+        "result": without(json.loads((directory / "result.json").read_text()), "seconds", "time", "shared", "stored"),
         "weights": (directory / "final.safetensors").read_bytes(),
         "masks": (directory / "masks.safetensors").read_bytes(),
     }

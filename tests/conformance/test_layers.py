@@ -32,7 +32,7 @@ BELOW = {
     "assembly": {"core", "data", "machine"},
     "describe": {"core", "machine"},
 }
-TOP = {"cli", "launch", "config", "experiment", "explain"}  # may import everything
+TOP = {"cli", "launch", "config", "experiment", "explain", "oracle"}  # may import everything
 KNOW_HYDRA = {"config.py", "launch.py", "explain.py"}
 HEAVY = {"torchvision", "timm", "matplotlib", "torch_pruning", "sklearn", "scipy", "pandas"}
 
