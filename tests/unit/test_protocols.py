@@ -261,3 +261,44 @@ def test_wrong_options_of_the_short_protocols_are_reported(protocol, options, me
     with pytest.raises(ValueError) as error:
         protocol(**options)
     assert str(error.value) == message
+
+
+# Peaks, pruning at initialisation, the Oracle's path
+
+
+def test_peaks_belong_to_the_phases_in_order():
+    assert [p.peak for p in iterative(peaks=[0.1, 0.2, 0.3, 0.4])] == [0.1, 0.2, 0.3, 0.4]
+    assert [p.peak for p in iterative()] == [None] * 4
+    assert [p.peak for p in one_shot(peaks=[0.1, 0.2])] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("peaks", "message"),
+    [([0.1, 0.2], "must be 4 learning rates, .* there are 2"), ([0.1, 0.1, 0.0, 0.1], "above 0")],
+)
+def test_wrong_peaks_are_refused(peaks, message):
+    with pytest.raises(ValueError, match=message):
+        iterative(peaks=peaks)
+
+
+def at_init(**options):
+    return protocols.at_init(**SCHEDULES, **{"target": 0.9, "dense": "40ep", **options})
+
+
+def test_at_init_prunes_before_its_only_training_under_the_training_schedule():
+    assert at_init() == [Phase("train", "40ep", cosine, sparsity=0.9)]
+    assert at_init(control="reinit") == [Phase("train", "40ep", cosine, sparsity=0.9, weights="random")]
+    assert at_init(control="random_layerwise")[0].shuffle == "layerwise"
+
+
+@pytest.mark.parametrize("target", [-0.1, 1.0])
+def test_at_init_refuses_a_sparsity_out_of_range(target):
+    with pytest.raises(ValueError, match=r"sparsity\.target"):
+        at_init(target=target)
+
+
+def test_the_oracles_path_is_the_iterative_plan():
+    path = protocols.oracle(
+        **SCHEDULES, grid=[0.1, 0.2], tolerance=0.0, target=0.9, rounds=3, dense="40ep", retrain="20ep"
+    )
+    assert [replace(p, peak=None) for p in path] == iterative()
