@@ -31,6 +31,28 @@ class Unit:
     used_by: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True)
+class Junction:
+    """Channels on their way from the layers that write them to the layers that read them.
+
+    Unlike a `Unit` it names only the layers next to it: a residual stream is a junction before every block
+    and one at its end. It exists whether or not its channels can be removed. Poolings, normalisation and
+    nonlinearities lie in it.
+
+    Attributes:
+      made_by: names of the weights whose rows (dim 0) write the channels, at least one.
+      used_by: names of the weights whose columns (dim 1) read them, k consecutive ones per channel where a
+        k-pixel map was flattened.
+      shortcut_in: first channel and end of those that an identity shortcut adds to; (0, 0) for none.
+      shortcut_out: whether an identity shortcut reads the channels, too.
+    """
+
+    made_by: tuple[str, ...]
+    used_by: tuple[str, ...]
+    shortcut_in: tuple[int, int] = (0, 0)
+    shortcut_out: bool = False
+
+
 class PrunableModel(nn.Module):
     """Contract of every model family of ours.
 
@@ -49,6 +71,24 @@ class PrunableModel(nn.Module):
     def with_widths(self, widths: dict[str, int]) -> "PrunableModel":
         """A fresh network of the same family and options with other numbers of channels."""
         raise NotImplementedError
+
+    def junctions(self) -> list[Junction]:
+        """Every place between two layers, for scores that look at a layer's neighbours.
+
+        The default reads them off the units of a chain, where every unit lies between two layers.
+
+        Raises:
+          ValueError: if the network is no chain and does not say which layers are neighbours.
+        """
+        weights, found = {n for n, p in self.named_parameters() if p.ndim > 1}, []
+        for unit in self.units():
+            made, used = (
+                tuple(n for n, _ in entries if n in weights) for entries in (unit.made_by, unit.used_by)
+            )
+            if len(made) != 1 or len(used) != 1:
+                raise ValueError(f"{type(self).__name__} does not say which of its layers are neighbours")
+            found.append(Junction(made, used))
+        return found
 
 
 def prunable_names(model: nn.Module, exclude: Sequence[str] = ()) -> list[str]:
@@ -110,12 +150,12 @@ def model_units(
     return units
 
 
-def _broadcast(alive: Tensor, tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Channel mask shaped to multiply `tensor` along `dim`."""
+def _broadcast(channels: Tensor, tensor: Tensor, dim: int, size: int) -> Tensor:
+    """Values of channels shaped to multiply `tensor` along `dim`."""
     per_channel = tensor.shape[dim] // size
     shape = [1] * tensor.ndim
     shape[dim] = tensor.shape[dim]
-    return alive.to(tensor.device).repeat_interleave(per_channel).view(shape)
+    return channels.to(tensor.device).repeat_interleave(per_channel).view(shape)
 
 
 def unit_scores(scores: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
@@ -125,9 +165,33 @@ def unit_scores(scores: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str
         total = None
         for name, dim in unit.made_by:
             if name in scores:
-                s = scores[name].float().movedim(dim, 0).reshape(unit.size, -1).sum(1)
+                s = scores[name] if scores[name].dtype == torch.float64 else scores[name].float()
+                s = s.movedim(dim, 0).reshape(unit.size, -1).sum(1)
                 total = s if total is None else total + s
         result[unit.name] = total
+    return result
+
+
+def spread_over_weights(
+    channels: Mapping[str, Tensor], weights: Mapping[str, Tensor], units: Sequence[Unit]
+) -> dict[str, Tensor]:
+    """Scores of weights whose `unit_scores` are `channels`: a channel's is shared evenly by what makes it.
+
+    Args:
+      channels: unit name -> score of each channel.
+      weights: parameter name -> tensor; those that make no channel of the units are left out.
+      units: every weight makes channels of at most one.
+
+    Returns:
+      parameter name -> score of the parameter's shape.
+    """
+    result = {}
+    for unit in units:
+        entries = [(n, dim) for n, dim in unit.made_by if n in weights]
+        count = sum(weights[n].numel() for n, _ in entries) // unit.size
+        for name, dim in entries:
+            share = _broadcast(channels[unit.name] / count, weights[name], dim, unit.size)
+            result[name] = share.expand_as(weights[name]).clone()
     return result
 
 

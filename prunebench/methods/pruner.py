@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunebench.core.allocation import by_rates, resolve_layers
 from prunebench.core.method import Method
-from prunebench.core.phase import Phase
+from prunebench.core.phase import LENGTH, Phase
 from prunebench.core.run import Run
 from prunebench.core.selection import layer_counts, select
 from prunebench.core.units import (
@@ -24,6 +24,14 @@ from prunebench.core.units import (
 )
 
 Criterion = Callable[[Run], dict[str, Tensor]]
+"""Run -> scores by name. Two attributes of the function are heeded: `snapshots`, the (name, time) pairs that
+it reads, and `check`, a function (run, *, options) that raises ValueError before training if it cannot
+work."""
+
+
+def _unbound(criterion: Criterion) -> tuple[Callable, dict[str, Any]]:
+    """The criterion's function and the options that the configuration has given it."""
+    return getattr(criterion, "func", criterion), getattr(criterion, "keywords", {})
 
 
 class Pruner(Method):
@@ -79,19 +87,29 @@ class Pruner(Method):
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """Add the snapshots that the criterion reads to every phase before a pruning event."""
-        needed = getattr(getattr(self.criterion, "func", self.criterion), "snapshots", ())
+        function, _ = _unbound(self.criterion)
+        needed = getattr(function, "snapshots", ())
         if not needed:
             return phases
         if phases[0].sparsity is not None:
             raise ValueError(
-                f"criterion: {self.criterion.func.__name__} looks back on training, this plan prunes before "
-                "any; choose protocol=iterative or another criterion"
+                f"criterion: {function.__name__} looks back on training, this plan prunes before any; choose "
+                "protocol=iterative or another criterion"
             )
         follows = [following.sparsity is not None for following in phases[1:]] + [False]
+        for p, f in zip(phases, follows):
+            if f and isinstance(p.length, str) and float(LENGTH.fullmatch(p.length.strip())[1]) == 0:
+                raise ValueError(
+                    f"criterion: {function.__name__} looks back on training, phase {p.name} trains nothing; "
+                    "give it a length or choose another criterion"
+                )
         return [replace(p, snapshot=p.snapshot + needed) if f else p for p, f in zip(phases, follows)]
 
     def check(self, run: Run, asked: Sequence[float]) -> None:
-        """Refuse a granularity, an allocation or a sparsity that this network cannot have."""
+        """Refuse a granularity, an allocation, a sparsity or a criterion that this network cannot have."""
+        function, options = _unbound(self.criterion)
+        if asked and hasattr(function, "check"):
+            function.check(run, **options)
         if self.granularity in ("filter", "neuron"):
             units = model_units(run.model, self.granularity, run.masks)
             sizes, shapes = {u.name: u.size for u in units}, {u.name: (u.size,) for u in units}

@@ -1,10 +1,13 @@
 """Layers, entries and checks that several model families share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from prunebench.core.units import Junction
 
 # oneDNN's blocked layouts are 8 channels wide on AVX2; below that its strided 1x1 kernels write out of
 # bounds.
@@ -60,6 +63,26 @@ def layer_entries(name: str) -> tuple[tuple[str, int], ...]:
 def norm_entries(name: str) -> tuple[tuple[str, int], ...]:
     """`Unit.made_by` entries of a BatchNorm: scale, shift and both running statistics."""
     return tuple((f"{name}.{entry}", 0) for entry in ("weight", "bias", "running_mean", "running_var"))
+
+
+def residual_junctions(
+    stem: str, blocks: Iterable[tuple[Sequence[str], str | None, tuple[int, int]]], head: str
+) -> list[Junction]:
+    """`PrunableModel.junctions` of a stem, residual blocks and a classifier, named by their weights.
+
+    Args:
+      stem: first convolution.
+      blocks: the convolutions of the block in order; its projection shortcut, or None for an identity; and
+        first channel and end of those that an identity shortcut writes ((0, 0) for a projection).
+      head: classifier.
+    """
+    found, made_by, shortcut_in = [], (stem,), (0, 0)
+    for convs, projection, writes in blocks:
+        beside = () if projection is None else (projection,)
+        found.append(Junction(made_by, (convs[0], *beside), shortcut_in, shortcut_out=projection is None))
+        found += [Junction((maker,), (reader,)) for maker, reader in pairwise(convs)]
+        made_by, shortcut_in = (convs[-1], *beside), writes
+    return [*found, Junction(made_by, (head,), shortcut_in)]
 
 
 def resolve_widths(default: dict[str, int], widths: Mapping[str, int] | None) -> dict[str, int]:

@@ -7,8 +7,14 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunebench.core.units import PrunableModel, Unit
-from prunebench.models.layers import PointwiseConv2d, init_kaiming_, norm_entries, resolve_widths
+from prunebench.core.units import Junction, PrunableModel, Unit
+from prunebench.models.layers import (
+    PointwiseConv2d,
+    init_kaiming_,
+    norm_entries,
+    residual_junctions,
+    resolve_widths,
+)
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -218,6 +224,21 @@ class ResNet(PrunableModel):
         return [
             Unit(name, width, tuple(made[name]), tuple(used[name])) for name, width in self.widths.items()
         ]
+
+    def junctions(self) -> list[Junction]:
+        """Before every convolution but the stem, and before the classifier.
+
+        With option A the shortcut writes the channels that it does not pad, and reads all.
+        """
+        blocks = []
+        for p in self._places:
+            convs = [f"{p.name}.{conv}.weight" for conv in (*self._inner, f"conv{len(self._inner) + 1}")]
+            projected = p.reads != p.writes and self.option == "B"
+            shortcut = self.get_submodule(f"{p.name}.downsample")
+            front, behind = shortcut.padding if isinstance(shortcut, PadShortcut) else (0, 0)
+            writes = (0, 0) if projected else (front, len(self.get_parameter(convs[-1])) - behind)
+            blocks.append((convs, f"{p.name}.downsample.0.weight" if projected else None, writes))
+        return residual_junctions("conv1.weight", blocks, "fc.weight")
 
     def with_widths(self, widths: Mapping[str, int]) -> "ResNet":
         """Fresh network with other widths; units left out keep theirs."""

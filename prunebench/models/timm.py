@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunebench.core.units import PrunableModel, Unit
+from prunebench.core.units import Junction, PrunableModel, Unit
 
 RESERVED = {
     "model_name": "model.name",
@@ -66,6 +66,14 @@ class TimmModel(PrunableModel):
             f"structured pruning of timm models (model.name={self.name}): not available yet; use "
             "sparsity.granularity=weight, or a family of prunebench's own, such as model=resnet18 or vit_tiny"
         )
+
+    def junctions(self) -> list[Junction]:
+        """Not available.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(f"timm models (model.name={self.name}) do not say which layers are neighbours")
 
     def with_widths(self, widths: Mapping[str, int]) -> "TimmModel":
         """A freshly initialised network of the same name and options; `widths` must be empty.

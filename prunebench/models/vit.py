@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunebench.core.units import PrunableModel, Unit
+from prunebench.core.units import Junction, PrunableModel, Unit
 from prunebench.models.layers import layer_entries, resolve_widths
 
 
@@ -169,6 +169,14 @@ class ViT(PrunableModel):
                 Unit(mlp, self.widths[mlp], layer_entries(f"{mlp}.fc1"), ((f"{mlp}.fc2.weight", 1),))
             )
         return units
+
+    def junctions(self) -> list[Junction]:
+        """Not available: attention multiplies layers with each other, LayerNorm mixes the stream's channels.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("the layers of a ViT are no neighbours channel by channel, attention lies between")
 
     def with_widths(self, widths: Mapping[str, int]) -> "ViT":
         """Fresh network with other heads and neurons; units left out keep theirs."""

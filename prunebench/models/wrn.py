@@ -4,8 +4,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from prunebench.core.units import PrunableModel, Unit
-from prunebench.models.layers import PointwiseConv2d, init_kaiming_, norm_entries, resolve_widths
+from prunebench.core.units import Junction, PrunableModel, Unit
+from prunebench.models.layers import (
+    PointwiseConv2d,
+    init_kaiming_,
+    norm_entries,
+    residual_junctions,
+    resolve_widths,
+)
 
 
 class WideBlock(nn.Module):
@@ -133,6 +139,17 @@ class WRN(PrunableModel):
         return [
             Unit(name, width, tuple(made[name]), tuple(used[name])) for name, width in self.widths.items()
         ]
+
+    def junctions(self) -> list[Junction]:
+        """Before every convolution but the stem, and before the classifier."""
+        blocks = []
+        for block, reads, writes in zip(self._blocks, self._streams, self._streams[1:]):
+            convs = [f"{block}.conv1.weight", f"{block}.conv2.weight"]
+            if reads != writes:
+                blocks.append((convs, f"{block}.shortcut.weight", (0, 0)))
+            else:
+                blocks.append((convs, None, (0, self.widths[writes])))
+        return residual_junctions("conv1.weight", blocks, "fc.weight")
 
     def with_widths(self, widths: Mapping[str, int]) -> "WRN":
         """Fresh network with other widths; units left out keep theirs."""

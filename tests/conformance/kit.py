@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, partial, reduce
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ TINY = (
     *("trainer.checkpoint_every=5it", "trainer.checkpoint_seconds=1e9", "trainer.quiet=true"),
 )
 LENGTHS = {"dense": "14it", "retrain": "8it", "retrain_total": "24it", "budget": "38it", "rewind_to": "3it"}
-CAPS = {"interval": 4, "rounds": 3, "iterations": 3, "batches": 2}
+CAPS = {"interval": 4, "rounds": 3, "iterations": 3, "batches": 2, "per_class": 2, "probes": 3}
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,22 @@ def tiny(case: Case, network: str, *more: str) -> tuple[str, ...]:
         shorter |= {f"protocol.{k}": "38it" for k, v in protocol.items() if k != "patience" and _is_length(v)}
     for group in ("protocol", "criterion", "method", "companion"):
         for key, value in _leaves(plain[group], group):
-            *parents, last = key.split(".")
-            node = reduce(lambda n, part: n.get(part, {}) if isinstance(n, dict) else {}, parents, raw)
-            source = re.fullmatch(r"\$\{([\w.]+)\}", str(node.get(last) if isinstance(node, dict) else ""))
+            last = key.split(".")[-1]
             if last in CAPS and isinstance(value, int) and value > CAPS[last]:
-                shorter[source[1] if source else key] = CAPS[last]
+                shorter[_written_at(raw, key)] = CAPS[last]
             elif group != "protocol" and _in_epochs(value):
-                shorter[source[1] if source else key] = "6it"
+                shorter[_written_at(raw, key)] = "6it"
     return (*first, *(f"{k}={v}" for k, v in shorter.items() if not any(m.startswith(f"{k}=") for m in more)))
+
+
+def _written_at(raw: Any, key: str) -> str:
+    """The key to override for a new value at `key`, whose last part or a part before may be a reference."""
+    parts, node = key.split("."), raw
+    for i, part in enumerate(parts, start=1):
+        node = node.get(part) if isinstance(node, dict) else None
+        if reference := re.fullmatch(r"\$\{([\w.]+)\}", str(node)):
+            return ".".join([reference[1], *parts[i:]])
+    return key
 
 
 def _is_length(value: Any) -> bool:
@@ -245,7 +253,9 @@ def on_disk(directory: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
         "rows": without(rows, "seconds"),
-        "result": without(json.loads((directory / "result.json").read_text()), "seconds", "time", "shared", "stored"),
+        "result": without(
+            json.loads((directory / "result.json").read_text()), "seconds", "time", "shared", "stored"
+        ),
         "weights": (directory / "final.safetensors").read_bytes(),
         "masks": (directory / "masks.safetensors").read_bytes(),
     }

@@ -14,6 +14,7 @@ def test_masks_are_the_same_on_cuda_from_the_same_weights(case, network):
     overrides = kit.tiny(case, network)
     here, there = kit.assemble(overrides), kit.assemble(overrides, device="cuda")
     there.run.model.load_state_dict(here.run.model.state_dict())
+    drawn = images_drawn(here.run)
     for phase in here.plan:
         if phase.sparsity is None:
             continue
@@ -21,7 +22,17 @@ def test_masks_are_the_same_on_cuda_from_the_same_weights(case, network):
             enter(phase, parts.run, parts.method, parts.make_optimizer, Sink())
         if here.method.hard_masks:
             there.run.model.load_state_dict(here.run.model.state_dict())
-        assert kit.differences(dict(here.run.masks), {n: m.cpu() for n, m in there.run.masks.items()}) == []
+        differing = sum(int((m != there.run.masks[n].cpu()).sum()) for n, m in here.run.masks.items())
+        # What comes out of a network is rounded otherwise there: weights next to the threshold may swap.
+        assert differing <= (here.run.masks.total // 1000 if drawn else 0)
+        assert here.run.masks.kept == there.run.masks.kept
+
+
+def images_drawn(run):
+    """A list that gets an entry whenever scores are taken with images."""
+    drawn, scoring = [], run.data.scoring
+    run.data.scoring = lambda *args, **keywords: drawn.append(keywords) or scoring(*args, **keywords)
+    return drawn
 
 
 def test_twenty_steps_make_the_host_wait_for_nothing(case):

@@ -34,6 +34,7 @@ OPTIONS = {
     "allr": ("retrain=allr",),
     "neuron": ("sparsity=filter", "sparsity.granularity=neuron"),
     "control": ("protocol.control=random_even",),
+    "snapshots for a criterion": ("criterion=weight_change", "protocol.weights=init"),
     "no decay of biases": ("trainer.decay=weights", "trainer.label_smoothing=0.1"),
 }
 

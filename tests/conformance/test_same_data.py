@@ -35,13 +35,25 @@ def everything(run):
             n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in run.model.named_modules()
         },
         "masks": dict(run.masks),
+        "snapshots": kit.clone(run.snapshots),
         "clock": vars(run.clock).copy(),
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
         "numpy": np.random.get_state()[1].tolist(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.backends.cudnn.allow_tf32,
+        "attention": torch.backends.cuda.flash_sdp_enabled(),
         "gradients on": torch.is_grad_enabled(),
     }
+
+
+def look_back(run, score):
+    """Take the snapshots that the criterion reads, as training would have done, and train on from there."""
+    for name, _ in getattr(score.func, "snapshots", ()):
+        run.snapshot(name)
+        with torch.no_grad():
+            for p in run.model.parameters():
+                p.mul_(0.9)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -54,6 +66,8 @@ def test_scoring_leaves_mode_gradients_statistics_and_randomness_as_they_were(cr
     run.loss_fn(run.model.train()(x), y).backward()  # statistics and gradients of an earlier step
     run.model.train(training)
     next(run.model.children()).eval()  # a part that somebody froze
+    look_back(run, score)
+    torch.backends.cudnn.allow_tf32 = True  # as in a fresh process, whatever ran in this one
     before = everything(run)
     if criterion == "none":
         with pytest.raises(ValueError, match="criterion=none"):
