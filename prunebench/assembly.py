@@ -76,7 +76,7 @@ def assemble(
         method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
     plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
-    plan = [phase.settled(run) for phase in method.plan(plan[:phases])]
+    plan = [phase.settled(run) for phase in first_phases(method.plan(plan), phases)]
     run.cycles = cycles(plan)
     make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])
     if trainer["cuda_graph"]:
@@ -86,6 +86,12 @@ def assemble(
     check(plan, run, method, trainer, make_optimizer)
     method.attach(run)
     return run, method, plan, make_optimizer
+
+
+def first_phases(plan: list[Phase], count: int | None) -> list[Phase]:
+    """The beginning of a plan with `count` phases that are results; all of it for None."""
+    ends = [place for place, phase in enumerate(plan, start=1) if not phase.auxiliary]
+    return plan if count is None else plan[: ends[count - 1]]
 
 
 def wrap(run: Run, trainer: Mapping[str, Any]) -> nn.Module:

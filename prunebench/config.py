@@ -248,7 +248,7 @@ def _unread(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     protocol = raw["protocol"]["_target_"].rsplit(".", 1)[-1]
-    called = {"schedule"} if protocol == "dense" else {"schedule", "retrain"}
+    called = {"schedule"} if protocol in ("dense", "at_init") else {"schedule", "retrain"}
     passive = {"sparsity", "criterion", "retrain", "hydra"} - called
     reads = {"sparsity.exclude"} | called
     pending = [repr({k: v for k, v in raw.items() if k not in passive | {"recipe"}})]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from prunebench.core import parallel
 from prunebench.core.allocation import by_rates, resolve_layers
 from prunebench.core.method import Method
 from prunebench.core.phase import LENGTH, Phase
@@ -157,7 +158,7 @@ class Pruner(Method):
                 min_kept=self.min_kept,
             )
             masks = unit_masks(run.model, alive, run.masks)
-        run.set_masks(masks)
+        run.set_masks(parallel.from_first_rank(masks, run.world))
 
     def channels(self, run: Run) -> tuple[int, int] | None:
         """Channels kept and in all, at filter and neuron granularity; else None."""

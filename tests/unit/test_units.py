@@ -105,6 +105,14 @@ def test_the_score_of_a_channel_is_the_sum_over_the_weights_that_make_it():
     assert unit_scores(scores, [heads])["heads"].tolist() == [1 + 2 + 3 + 4 + 10, 5 + 6 + 7 + 8 + 20]
 
 
+def test_scores_beyond_float32_stay_finite_in_double_precision(net):
+    """SynFlow's scores of deep networks reach 1e100."""
+    scores = {"fc1.weight": torch.full((4, 12), 1e100, dtype=torch.float64)}
+    unit = net.units()[1]
+    assert unit_scores(scores, [unit])["fc1"].tolist() == pytest.approx([12e100] * 4)
+    assert unit_scores({"fc1.weight": torch.ones(4, 12).half()}, [unit])["fc1"].dtype == torch.float32
+
+
 def test_a_channel_is_alive_as_long_as_one_of_its_weights_is():
     masks = {"a": torch.tensor([[False, False], [False, True]]), "b": torch.tensor([[False], [False]])}
     assert alive_channels(masks, [Unit("u", 2, (("a", 0), ("b", 0)), ())])["u"].tolist() == [False, True]
