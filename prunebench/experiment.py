@@ -77,7 +77,7 @@ def run_experiment(
     run, method, plan, make_optimizer = assemble(
         cfg, device=device, instantiate=instantiate, rank=rank, world=world, phases=phases
     )
-    metrics = {name: instantiate(node) for name, node in cfg["metrics"].items()}
+    metrics = instantiate({"metrics": cfg["metrics"]})["metrics"]  # with their group, which errors name
     for name, metric in metrics.items():
         check_metric(name, metric, run, plan)
     macs = count_macs(run.model, run.data.shape)

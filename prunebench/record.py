@@ -17,7 +17,7 @@ from prunebench.core.phase import Phase, parse_length
 from prunebench.core.run import Run
 from prunebench.journal import Diverged, Interrupted, Losses, Rows, Shown, diverged
 from prunebench.metrics.evaluation import evaluate
-from prunebench.metrics.metric import Metric, undisturbed
+from prunebench.metrics.metric import Metric, as_json, undisturbed
 from prunebench.result import assemble, dense_test, images_seen, round_row
 from prunebench.store import PrefixStore, copy_checkpoint
 
@@ -271,7 +271,7 @@ class Recorder:
     def _measure_metric(self, name: str, run: Run, method: Method, phase: Phase, *, when: str) -> None:
         if run.rank == 0:
             with undisturbed(run):
-                values = self.metrics[name].measure(run, method)
+                values = as_json(self.metrics[name].measure(run, method))
             self._row(run, phase, "metric", metric=name, when=when, **values)
 
     def _epoch_row(self, run: Run, phase: Phase) -> None:

@@ -17,7 +17,7 @@ def lookahead(run: Run, *, normalize: bool = False) -> dict[str, Tensor]:
     share the channel's factor, and the norm out of the channel is taken over all of them.
 
     Where streams meet, the squared norms of the adjacent layers on both branches are added, an identity
-    shortcut counting 1 (the card's choice; the public code covers chains). A zero-padding shortcut counts 1
+    shortcut counting 1 (ours; the public code covers chains). A zero-padding shortcut counts 1
     for the channels that it copies. Which layers are adjacent is said by the model (`junctions`). BatchNorm
     is not looked at (that would be LAP-BN), nor are activations (LAP-act). Pruned neighbours count as 0.
 

@@ -1,4 +1,4 @@
-"""How far the weights went and how much of a mask stays, as defined in the metrics card."""
+"""How far the weights went and how much of a mask stays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -61,8 +61,7 @@ class MaskOverlap(Metric):
 
     def check(self, run: Run, plan: Sequence[Phase]) -> None:
         """Refuse a plan that measures once."""
-        if self.every == "end" or (self.every == "phase" and sum(not p.auxiliary for p in plan) < 2):
-            raise ValueError(f"every={self.every}: needs two measurements, this plan gives one")
+        self.refuse_single_measurement(plan)
 
     def measure(self, run: Run, method: Method) -> dict[str, Any]:
         """{"jaccard", "hamming", "coefficient", "chance"}, in [0, 1]."""

@@ -1,11 +1,13 @@
 """What may be measured beside accuracy, when, and without leaving a trace in the run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase, parse_length
@@ -51,6 +53,15 @@ class Metric:
           ValueError: naming the metric and the way out.
         """
 
+    def refuse_single_measurement(self, plan: Sequence[Phase]) -> None:
+        """For metrics that compare with the last time.
+
+        Raises:
+          ValueError: if the plan gives one measurement only.
+        """
+        if self.every == "end" or (self.every == "phase" and sum(not p.auxiliary for p in plan) < 2):
+            raise ValueError(f"every={self.every}: needs two measurements, this plan gives one")
+
     def measure(self, run: Run, method: Method) -> dict[str, Any]:
         """Values for a row of metrics.jsonl: numbers, None, and lists and dicts of them.
 
@@ -78,17 +89,19 @@ class Metric:
 def undisturbed(run: Run) -> Iterator[None]:
     """Eval mode and the bare network in full precision inside the block; everything as it was after it.
 
-    Gradients are left to `torch.autograd.grad`, which writes none into the parameters.
+    Full precision also means no TF32, which convolutions on CUDA use unless told otherwise. Gradients are
+    left to `torch.autograd.grad`, which writes none into the parameters.
     """
     modes = [(m, m.training) for m in run.model.modules()]
     buffers = [(b, b.clone()) for b in run.model.buffers()]
     random, network, precision = torch.get_rng_state(), run.network, run.precision
-    run.network, run.precision = run.model, None
+    tf32 = torch.backends.cudnn.allow_tf32
+    run.network, run.precision, torch.backends.cudnn.allow_tf32 = run.model, None, False
     run.model.eval()
     try:
         yield
     finally:
-        run.network, run.precision = network, precision
+        run.network, run.precision, torch.backends.cudnn.allow_tf32 = network, precision, tf32
         for module, training in modes:
             module.training = training
         with torch.no_grad():
@@ -97,17 +110,61 @@ def undisturbed(run: Run) -> Iterator[None]:
         torch.set_rng_state(random)
 
 
-def probe(run: Run, images: int, *, batch_size: int = PROBE_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+@contextmanager
+def hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Inside the block, `hook(name, output)` is called after every call of one of the modules."""
+    handles = [
+        module.register_forward_hook(lambda _, args, output, name=name: hook(name, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def is_rectifier(module: nn.Module) -> bool:
+    """Whether it is a ReLU, ReLU6 or GELU; timm has classes of its own for the last."""
+    return isinstance(module, nn.ReLU | nn.ReLU6 | nn.GELU) or type(module).__name__ in ("GELU", "GELUTanh")
+
+
+def probe(run: Run, images: int, *, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Fixed training images without augmentation, the same for every run on the data set and split.
 
     Args:
       images: how many; all training images if there are fewer.
-      batch_size: images per batch; which images are chosen does not depend on it.
+      batch_size: images per batch, by default PROBE_BATCH; which images are chosen does not depend on it.
 
     Yields:
       float32 [B, C, H, W], normalised, and int64 [B].
     """
-    count = min(images, run.data.sizes["train"])
+    count, size = min(images, run.data.sizes["train"]), batch_size or PROBE_BATCH
     ((x, y),) = run.data.scoring(generator("probe"), batches=1, batch_size=count)
-    for start in range(0, count, batch_size):
-        yield x[start : start + batch_size], y[start : start + batch_size]
+    for start in range(0, count, size):
+        yield x[start : start + size], y[start : start + size]
+
+
+def probe_losses(run: Run, method: Method, images: int) -> Iterator[Tensor]:
+    """Cross-entropy of every batch of the probe, with its graph; they add up to the mean over the probe.
+
+    Plain cross-entropy (natural logarithm) whatever the training loss, on the labels as trained.
+    """
+    count = min(images, run.data.sizes["train"])
+    for x, y in probe(run, images):
+        yield F.cross_entropy(method.forward(run, x), y, reduction="sum") / count
+
+
+def check_at_least(least: int, option: str, value: int) -> None:
+    """Raises ValueError if the value of an option is below `least`."""
+    if value < least:
+        raise ValueError(f"{option}={value}: must be at least {least}")
+
+
+def as_json(values: Any) -> Any:
+    """Nested containers with None in the place of numbers that are not finite, which JSON does not have."""
+    if isinstance(values, dict):
+        return {key: as_json(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [as_json(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

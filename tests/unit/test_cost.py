@@ -20,7 +20,7 @@ from prunebench.models.wrn import WRN
 torch.set_num_threads(1)
 
 # builder, options, (channels, side, classes), MACs: exact where given in full, else in millions as printed
-# (shared/methods/datasets-models.md, 3c; shrinkbench.md, 7)
+# (hand counts of the literature)
 MNIST, CIFAR, CIFAR100 = (1, 28, 10), (3, 32, 10), (3, 32, 100)
 TINY, IMAGENET = (3, 64, 200), (3, 224, 1000)
 MACS = [

@@ -30,8 +30,7 @@ CIFAR100 = CIFAR | {"num_classes": 100}
 TINY = {"in_channels": 3, "num_classes": 200, "image_size": 64}
 IMAGENET = {"in_channels": 3, "num_classes": 1000, "image_size": 224}
 
-# builder, options, parameters, prunable weights (shared/methods/datasets-models.md, 3c; None: not given
-# there)
+# builder, options, parameters, prunable weights (None: no count in the literature)
 COUNTS = [
     (LeNet300, MNIST, 266_610, 266_200),
     (LeNet5, MNIST, 431_080, 430_500),
