@@ -4,7 +4,7 @@ Colours are those of Okabe and Ito, told apart by colour-blind readers; lines al
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ LOGARITHMIC_FROM = 2.5  # largest total / kept from which an axis is logarithmic
 ZOOM_BELOW = 0.25  # share of the picture's height below which the retrained line gets a picture of its own
 ZOOM_AT_LEAST = 1.0  # points: less is noise, and drawn flat
 PANELS_IN_A_ROW = 3
+NARROW = 0.08  # lowest share of weights remaining down to which an axis has more ticks
+NARROW_TICKS = (100, 70, 50, 40, 30, 20, 15, 10)
 
 
 def curve_png(result: Mapping, path: str | Path) -> None:
@@ -50,8 +52,7 @@ def curve_png(result: Mapping, path: str | Path) -> None:
         if dense is not None:
             axis.axhline(dense, color=DENSE, linewidth=1.2, label=f"dense control ({dense:.2f} %)")
         axis.plot(*_xy(retrained), "-o", color=COLOURS[0], markersize=4.5, label="after retraining")
-        axis.grid(alpha=0.3, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     top, bottom = axes[0, 0], axes[-1, 0]
     top.plot(*_xy(pruned), "--s", color=COLOURS[1], markersize=4, label="right after pruning")
     top.set_title(
@@ -86,7 +87,7 @@ def report_png(runs: Sequence[Run], names: Sequence[str], metric: str, path: str
 
     ends = panels(summarise(runs, names, metric))
     rounds = panels(summarise(runs, names, metric, rounds=True))
-    styles = {name: _style(i) for i, name in enumerate(sorted(set(names)))}
+    styles = styles_of(names)
     across = min(len(rounds), PANELS_IN_A_ROW)
     down = math.ceil(len(rounds) / across)
     figure = Figure(figsize=(1.2 + 4.6 * across, 0.8 + 3.6 * down), layout="constrained", dpi=150)
@@ -99,16 +100,7 @@ def report_png(runs: Sequence[Run], names: Sequence[str], metric: str, path: str
         axis.set_visible(False)
     for row in axes:
         row[0].set_ylabel(f"test {TITLES[metric]}" + ("" if metric == "loss" else " (%)"))
-    handles = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels())}
-    if handles:
-        figure.legend(
-            handles.values(),
-            handles,
-            loc="outside lower center",
-            ncols=2 * across + 1,
-            frameon=False,
-            fontsize=9,
-        )
+    legend_below(figure, 2 * across + 1)
     figure.savefig(path)
 
 
@@ -147,8 +139,7 @@ def _panel(
             largest = max(largest, *x)
     _factor_axis(axis, largest)
     axis.set_xlabel("compression (parameters, total / kept)")
-    axis.grid(alpha=0.3, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
+    tidy(axis)
 
 
 def _drawable(rows: Sequence[dict]) -> list[dict]:
@@ -161,12 +152,44 @@ def _drawable(rows: Sequence[dict]) -> list[dict]:
     return sorted(kept, key=lambda row: row["compression"])
 
 
-def _style(index: int) -> dict[str, Any]:
+def style(index: int) -> dict[str, Any]:
+    """Colour, marker and dash of the line with this number."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
     }
+
+
+def styles_of(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The style of every label, in alphabetical order of the labels."""
+    return {name: style(i) for i, name in enumerate(sorted(set(names)))}
+
+
+def remaining_axis(axis: Any, shares: Sequence[float]) -> None:
+    """Weights remaining in percent as papers draw them: a logarithmic axis from 100 % down to the right."""
+    lowest = min((share for share in shares if share > 0), default=1.0)
+    ticks = [100 / tick for tick in _series(1 / lowest)] if lowest < NARROW else NARROW_TICKS
+    ticks = [tick for tick in ticks if tick >= 91 * lowest]
+    axis.set_xscale("log")
+    axis.set_xlim(112, 100 * lowest / 1.12)
+    axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
+    axis.set_xticks([], minor=True)
+
+
+def tidy(axis: Any) -> None:
+    """A light grid, and no frame at the top and on the right."""
+    axis.grid(alpha=0.3, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(figure: Any, columns: int) -> None:
+    """One legend of all axes below them."""
+    handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels())}
+    if handles:
+        figure.legend(
+            handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        )
 
 
 def _kept_times(row: Mapping) -> float:

@@ -3,32 +3,19 @@
 import difflib
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from prunebench.report.label import labelled
 from prunebench.report.read import Run
 
 METRICS = ("top1", "top5", "loss")
-
-# Settings that are named beside the method where runs of the same method differ in them.
-SETTINGS = (
-    "criterion",
-    "protocol",
-    "optimizer",
-    "schedule",
-    "retrain",
-    "sparsity.allocation",
-    "sparsity.granularity",
-)
-
-# Overrides that a row of the table shows already, or that are averaged over.
-SHOWN = {"method", "companion", "model", "dataset", "seed", "sparsity.target", *SETTINGS}
 
 
 def check_metric(metric: str) -> None:
     """Raises ValueError, naming the close ones, unless `metric` is one of `METRICS`."""
     if metric not in METRICS:
-        raise ValueError(f"--metric {metric}: no such metric{_close(metric, METRICS)}")
+        raise ValueError(f"--metric {metric}: no such metric{close_ones(metric, METRICS)}")
 
 
 def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
@@ -44,29 +31,23 @@ def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
             raise ValueError(f"--where {condition}: must be key=value (directories stand before --where)")
         known = sorted({name for run in runs for name in _fields(run)})
         if key not in known:
-            raise ValueError(f"--where {condition}: no run has {key!r}{_close(key, known)}")
+            raise ValueError(f"--where {condition}: no run has {key!r}{close_ones(key, known)}")
         wanted = values.split(",")
         met = [run for run in left if any(_equal(_fields(run).get(key), value) for value in wanted)]
         if left and not met:
             there = sorted({str(_fields(run).get(key)) for run in left})
-            raise ValueError(f"--where {condition}: no run has this value{_close(values, there)}")
+            raise ValueError(f"--where {condition}: no run has this value{close_ones(values, there)}")
         left = met
     return left
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """For every run its method with companions, and the settings in which runs of that method differ.
+    """For every run its method with companions, and the settings and options in which runs of it differ.
 
-    Where runs would still look alike and share a seed, they are no repetitions: the overrides in which they
-    differ join the name.
+    The same configuration with another seed has the same label. Another configuration has another one, except
+    for the sparsity asked, for which tables have a column.
     """
-    names = ["+".join(filter(None, (run.identity["method"], run.identity.get("companion")))) for run in runs]
-    names = _extended(
-        runs, names, lambda members: [{k: r.identity.get(k) for k in SETTINGS} for r in members]
-    )
-    alike = {names[i] for i in _repeated_seeds(runs, names)}
-    apart = _extended(runs, names, _typed)
-    return [long if name in alike else name for name, long in zip(names, apart)]
+    return labelled(runs)
 
 
 def repeated(runs: Sequence[Run], names: Sequence[str]) -> int:
@@ -166,29 +147,6 @@ def _equal(value: Any, text: str) -> bool:
     return str(value).lower() == text.lower()
 
 
-def _extended(
-    runs: Sequence[Run], names: list[str], describe: Callable[[list[Run]], list[dict]]
-) -> list[str]:
-    """Names with " key=value" added for every described key in which the runs of one name differ."""
-    out = list(names)
-    for name in set(names):
-        places = [i for i, other in enumerate(names) if other == name]
-        described = describe([runs[i] for i in places])
-        keys = list(dict.fromkeys(key for entry in described for key in entry))
-        differ = [k for k in keys if len({str(e[k]) for e in described if e.get(k) is not None}) > 1]
-        for i, entry in zip(places, described):
-            parts = [f"{key.rpartition('.')[2]}={entry[key]}" for key in differ if entry.get(key) is not None]
-            out[i] = " ".join([name, *parts])
-    return out
-
-
-def _typed(members: list[Run]) -> list[dict]:
-    """The overrides of each run that no column shows; what only other runs typed is "default"."""
-    typed = [{k: v for k, v in run.overrides.items() if k not in SHOWN} for run in members]
-    keys = list(dict.fromkeys(key for entry in typed for key in entry))
-    return [{key: entry.get(key, "default") for key in keys} for entry in typed]
-
-
 def _repeated_seeds(runs: Sequence[Run], names: Sequence[str]) -> list[int]:
     seen, out = set(), []
     for i, (run, name) in enumerate(zip(runs, names)):
@@ -216,7 +174,8 @@ def _sortable(value: Any) -> tuple:
     return (value is not None, value if value is not None else 0)
 
 
-def _close(name: str, known: Sequence[str]) -> str:
+def close_ones(name: str, known: Sequence[str]) -> str:
+    """What a message about an unknown name ends with: the close ones, and what there is."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     shown = known if len(known) <= 12 else [*known[:12], "..."]

@@ -8,8 +8,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from prunebench.report.configuration import read_configuration
 
 VERSION = 1
 FILES = ("result.json", "identity.json", "metrics.jsonl")  # any of them makes a directory a run
@@ -43,10 +46,20 @@ class Run:
     @property
     def target(self) -> float:
         """Sparsity asked at the end of the plan, a fraction."""
-        planned = self.identity.get("sparsity.target")
-        if self.status == "partial" and planned is not None:
-            return planned
+        if self.status == "partial":
+            target, rate, rounds = (
+                self.identity.get(f"sparsity.{key}") for key in ("target", "rate", "rounds")
+            )
+            if target is not None:
+                return target
+            if rate is not None and rounds is not None:
+                return 1 - (1 - rate) ** rounds
         return self.rounds[-1]["asked"]
+
+    @cached_property
+    def configuration(self) -> Mapping[str, str] | None:
+        """The options that can influence the numbers, see `configuration.read_configuration`."""
+        return read_configuration(self.directory)
 
 
 @dataclass
@@ -157,24 +170,39 @@ def _identity(content: Mapping) -> dict[str, Any]:
     return flat({key: value for key, value in content.items() if key not in left_out})
 
 
-def _finished_rounds(path: Path) -> list[dict]:
-    """Rounds from the rows of kind "phase"; of a phase written twice (a resumed run) the later row counts."""
-    rounds: dict[str, dict] = {}
+def rows_of(path: Path, kind: str, *, mark: str) -> Iterator[dict]:
+    """The rows of one kind in a metrics.jsonl, none if there is no such file.
+
+    Args:
+      path: the file.
+      kind: "train", "eval", "prune", "metric", "auxiliary" or "phase".
+      mark: what every line with such a row contains; spares the parsing of the others.
+
+    Raises:
+      ValueError: if a line is damaged, other than the last, in whose writing the run was killed.
+    """
     if not path.exists():
-        return []
+        return
     lines = path.read_text(encoding="utf-8").splitlines()
     for place, line in enumerate(lines):
-        if '"round"' not in line:  # spares the parsing of most rows
+        if mark not in line:
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            if place == len(lines) - 1:  # the run was killed while it wrote this line
-                break
+            if place == len(lines) - 1:
+                return
             raise ValueError(f"{path.name}: line {place + 1}: {error}") from error
-        if row.get("kind") == "phase":
-            rounds[row["phase"]] = row["round"]
-    return list(rounds.values())
+        if isinstance(row, dict) and row.get("kind") == kind:
+            yield row
+
+
+def _finished_rounds(path: Path) -> list[dict]:
+    """Rounds from the rows of kind "phase"; of a phase written twice (a resumed run) the later row counts.
+
+    Phases that only serve the next pruning event are rows of kind "auxiliary" and no rounds.
+    """
+    return list({row["phase"]: row["round"] for row in rows_of(path, "phase", mark='"round"')}.values())
 
 
 def _dense_of(rounds: Iterable[Mapping]) -> dict[str, float] | None:

@@ -82,10 +82,13 @@ def notes(rows: Sequence[dict], metric: str, alike: int) -> list[str]:
         out.append("std -: one run only")
     if any(row["partial"] for row in rows):
         out.append("partial: runs that have not reached the sparsity asked, at their last finished round")
-    if alike:
-        verb = "run repeats" if alike == 1 else "runs repeat"
-        out.append(f"{alike} {verb} a seed of their row: they differ in something that is not shown")
-    return out
+    return [*out, repeated_note(alike)] if alike else out
+
+
+def repeated_note(alike: int) -> str:
+    """A line about runs that repeat a seed of their row, see `group.repeated`."""
+    verb = "run repeats" if alike == 1 else "runs repeat"
+    return f"{alike} {verb} a seed of their row: copies, or they differ in what config.yaml does not say"
 
 
 def text_lines(rows: Sequence[dict], runs: Sequence[Run], metric: str, *, width: int) -> list[str]:

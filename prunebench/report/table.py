@@ -4,6 +4,7 @@ Values are stored as fractions, counts and seconds; percent and units appear onl
 so that no terminal and no log file can refuse it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,24 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping], *, width: int) -> 
     if any(c.group for c in shown):
         head.insert(0, _group_line(shown, widths))
     return [*head, "-" * max(map(len, head + body)), *body]
+
+
+def continued(
+    lead: Sequence[Column], columns: Sequence[Column], rows: Sequence[Mapping], *, width: int
+) -> list[str]:
+    """Lines of a table that goes on below, with the leading columns again, where it is too wide for one.
+
+    No column is left out; the blocks have about the same number of columns.
+    """
+    natural = [max(map(len, [c.header, *cells(c, rows)])) + len(GAP) for c in (*lead, *columns)]
+    taken, widest = sum(natural[: len(lead)]), max(natural[len(lead) :], default=1)
+    fit = max(1, (width - taken + len(GAP)) // widest)
+    blocks = math.ceil(len(columns) / fit)
+    size = math.ceil(len(columns) / blocks) if blocks else 0
+    lines = []
+    for start in range(0, len(columns), size or 1):
+        lines += ["", *table([*lead, *columns[start : start + size]], rows, width=width)]
+    return lines[1:]
 
 
 def _widths(columns: list[Column], content: dict[str, list[str]]) -> list[int]:
