@@ -200,8 +200,14 @@ class Recorder:
         if self._losses.count:  # of an epoch that the method or the patience rule cut short
             self._epoch_row(run, phase)
         row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
-        cost = {"macs": row["macs"], "macs_dense": row["macs_dense"], "seconds": row["seconds"]}
-        self.trained.append({"phase": phase.name, "samples": images_seen(run), **cost})
+        own = {k: row[k] for k in ("macs", "macs_dense", "seconds")} | {"samples": images_seen(run)}
+        helped = 0.0  # by auxiliary phases, whose time belongs to this row
+        for before in reversed(self.trained):
+            if phase.auxiliary or not before["auxiliary"]:
+                break
+            helped += before["seconds"]
+        self.trained.append({"phase": phase.name, "auxiliary": phase.auxiliary, **own})
+        row["seconds"] += helped
         self._row(run, phase, "eval", split="test", when="end", **row["test"])
         if phase.auxiliary:
             self._row(run, phase, "auxiliary", round=row)

@@ -20,9 +20,10 @@ OTHERS = (
 class Spread(Metric):
     """Standard deviation and mean of the weight gradient and of the activations, in all and per layer.
 
-    The quantities that SILO's theory is about (arXiv 2212.06144; from its abstract): pruning narrows the distributions of hidden representations and of gradients, so that later cycles want a
-    larger learning rate. Statistics are of the population (divided by n), in the units of the loss in nats
-    per unit of weight, and of the activation.
+    The quantities that SILO's theory is about (arXiv 2212.06144; from its abstract): pruning narrows the
+    distributions of hidden representations and of gradients, so that later cycles want a larger learning
+    rate. Statistics are of the population (divided by n), in the units of the loss in nats per unit of
+    weight, and of the activation.
 
       gradient_std, gradient_mean: of the gradient of the mean cross-entropy over a fixed probe with respect
         to the kept weights of a prunable layer; in all, over the kept weights of all layers together. None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prunebench.report.table import Column, count, number, percent, seconds, table
+from prunebench.report.table import Column, count, duration, number, percent, table
 
 CYCLES = (
     Column("phase", "phase", text=True),
@@ -20,7 +20,7 @@ def branch_line(phase: str, branch: Mapping[str, Any]) -> str:
     """One line about a branch that is trained."""
     return (
         f"{phase}, peak {number(branch['max_lr'])}: top-1 {percent(branch['valid']['top1'])} valid, "
-        f"{percent(branch['test']['top1'])} test, {seconds(branch['seconds'])} s"
+        f"{percent(branch['test']['top1'])} test, {duration(branch['seconds'])}"
     )
 
 

@@ -166,7 +166,7 @@ def _json(path: Path) -> dict:
 
 
 def _identity(content: Mapping) -> dict[str, Any]:
-    left_out = ("version", "dense", "rounds", "final", "layers", "cost", "shared", "time")
+    left_out = ("version", "dense", "rounds", "final", "layers", "cost", "shared", "stored", "time")
     return flat({key: value for key, value in content.items() if key not in left_out})
 
 

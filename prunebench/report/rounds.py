@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from prunebench.report.table import Column, count, percent, points, ratio, seconds, table
+from prunebench.report.table import Column, count, duration, percent, points, ratio, seconds, table
 
 PLAN_ROWS = 24  # phases of a plan that are printed; the middle of a longer one is folded
 
@@ -106,7 +106,7 @@ def phase_line(row: Mapping) -> str:
         after = f"top-1 {percent(row['pruned']['top1'])} pruned, {percent(row['test']['top1'])} retrained"
     if row.get("delta") is not None and row["sparsity"] > 0:
         after += f" ({points(row['delta'])})"
-    return f"{row['phase']}: {percent(row['sparsity'])} % sparse, {after}, {seconds(row['seconds'])} s"
+    return f"{row['phase']}: {percent(row['sparsity'])} % sparse, {after}, {duration(row['seconds'])}"
 
 
 def _share(part: float | None, whole: float) -> float | None:

@@ -187,6 +187,11 @@ def seconds(duration: float) -> str:
     return f"{duration:.1f}" if duration < 59.95 else clock(duration)
 
 
+def duration(length: float) -> str:
+    """Seconds as "12.3 s" below a minute, "12:34" or "1:02:03" above."""
+    return f"{seconds(length)} s" if length < 59.95 else clock(length)
+
+
 def clock(duration: float) -> str:
     """Whole seconds as "0:07", "12:34" or "1:02:03"."""
     minutes, rest = divmod(round(duration), 60)
