@@ -2,27 +2,59 @@
 
 import json
 import os
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunebench.core import checkpoint, parallel
 from prunebench.core.checkpoint import CheckpointError
+from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
 
 SHOW_EVERY = 0.25  # seconds between two looks at the loss for the display
 
 
+AGREE_EVERY = 50  # steps between two exchanges about signals, with several processes
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; a checkpoint has been written."""
 
-    def __init__(self, signal: int):
-        super().__init__(f"signal {signal}")
-        self.signal = signal
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.signal = number
+
+
+class Stop:
+    """Whether a signal asks the run to end; several processes agree on it, which costs a message.
+
+    Args:
+      asked: the number of a signal that has come in, or 0.
+    """
+
+    def __init__(self, asked: Callable[[], int]):
+        self.asked = asked
+
+    def within_phase(self, run: Run) -> bool:
+        """Whether to end after this step; with several processes, looked into every `AGREE_EVERY` steps."""
+        step = run.clock.step
+        due = run.world == 1 or step % AGREE_EVERY == 0 or step % run.data.steps_per_epoch == 0
+        return due and self.now(run)
+
+    def now(self, run: Run) -> bool:
+        """Whether to end now."""
+        return parallel.any_rank(bool(self.asked()), run.device, run.world)
+
+    @property
+    def error(self) -> Interrupted:
+        """What to raise, after a checkpoint."""
+        return Interrupted(self.asked() or signal.SIGTERM)
 
 
 class Diverged(RuntimeError):
@@ -115,6 +147,13 @@ class Rows:
         """Append a row; it is on the disk after the next `sync`."""
         self._file.write(json.dumps(row).encode() + b"\n")
 
+    def write_at(self, run: Run, phase: Phase, kind: str, **values: Any) -> None:
+        """Append a row that says where in the plan the run stands."""
+        clock = run.clock
+        place = {"phase": phase.name, "cycle": clock.cycle, "step": clock.step, "total": clock.total}
+        epoch, sparsity = round(clock.step / run.data.steps_per_epoch, 6), run.masks.sparsity
+        self.write({"kind": kind, **place, "epoch": epoch, "sparsity": sparsity, **values})
+
     def sync(self) -> int:
         """Put everything on the disk; the size of the file in bytes."""
         self._file.flush()
@@ -134,6 +173,38 @@ class Rows:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class Checkpoints:
+    """checkpoint.pt of a run: when the next one is due, and writing it.
+
+    Args:
+      path: of the file.
+      every: optimizer steps between two.
+      seconds: and when this long has passed since the last one.
+    """
+
+    def __init__(self, path: Path, *, every: int, seconds: float):
+        self.path, self.every, self.seconds = path, every, seconds
+        self._at, self._total = time.monotonic(), 0
+
+    def due(self, total: int) -> bool:
+        """Whether it is time for one when `total` steps of the run are done."""
+        return time.monotonic() - self._at > self.seconds or total % self.every == 0
+
+    @property
+    def last(self) -> int | None:
+        """Steps of the run in the file; None if there is none."""
+        return self._total if self.path.exists() else None
+
+    def begin(self, run: Run) -> None:
+        """Count from here: the run goes on from a file, or from its start."""
+        self._at, self._total = time.monotonic(), run.clock.total
+
+    def write(self, run: Run, method: Method, extra: Mapping[str, Any]) -> None:
+        """Write the state of the run, whole or not at all."""
+        checkpoint.save(self.path, run=run, method=method, extra=extra)
+        self.begin(run)
 
 
 class Shown:

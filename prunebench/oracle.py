@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.config import run_id
-from prunebench.core.checkpoint import write_atomically
 from prunebench.experiment import Instantiate, is_done, make_directory, run_experiment
 from prunebench.report.oracle import branch_line, oracle_lines
+from prunebench.result import write_json
 
 VERSION = 1
 COSTS = ("steps", "samples", "train_macs")
@@ -101,8 +101,7 @@ def run_oracle(
     cost["branches"] = sum(len(c["branches"]) for c in cycles)
     content = {"version": VERSION, "grid": grid, "tolerance": tolerance, "cycles": cycles, "cost": cost}
     make_directory(directory, "out", directory.parent)
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_atomically(directory / "oracle.json", lambda file: file.write(text.encode()))
+    write_json(directory / "oracle.json", content)
     extra = {"search": cost, "peaks": peaks}
     done = run_experiment(along(cfg, peaks, len(plan)), **own, **common, written=cfg, extra=extra)
     for line in oracle_lines(content):

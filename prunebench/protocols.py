@@ -6,13 +6,17 @@ options of conf/protocol. Lengths are "160ep" or "2000it". A phase of length 0 t
 
 import math
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from prunebench.core.allocation import sparsity_after_rounds
 from prunebench.core.phase import Phase, Schedule
-from prunebench.lengths import check_length, difference, parts, split
-from prunebench.ramps import geometric, linear
+from prunebench.rounds import (
+    asked_sparsities,
+    check_choice,
+    check_common,
+    check_rewind,
+    peak_of_phases,
+    round_lengths,
+)
 
 Weights = Literal["keep", "init", "rewind", "random"]
 Control = Literal["none", "reinit", "random_layerwise", "random_global", "random_even"]
@@ -41,7 +45,7 @@ def dense(
     Raises:
       ValueError: if an option is out of range.
     """
-    _check_common(dense, keep, patience)
+    check_common(dense, keep, patience)
     return [Phase("dense", dense, schedule, keep=keep, patience=patience)]
 
 
@@ -119,8 +123,8 @@ def at_init(
     Raises:
       ValueError: if an option is out of range.
     """
-    _check_common(dense, keep, patience)
-    _check_choice("protocol.control", control, Control)
+    check_common(dense, keep, patience)
+    check_choice("protocol.control", control, Control)
     if not 0.0 <= target < 1.0:
         raise ValueError(f"sparsity.target={target}: must lie in [0, 1)")
     return [
@@ -198,17 +202,17 @@ def iterative(
     Raises:
       ValueError: if an option is out of range or two do not fit together.
     """
-    _check_common(dense, keep, patience)
-    _check_choice("protocol.weights", weights, Weights)
-    _check_choice("protocol.control", control, Control)
-    _check_choice("sparsity.spacing", spacing, Spacing)
-    _check_rewind(weights, rewind_to, dense)
+    check_common(dense, keep, patience)
+    check_choice("protocol.weights", weights, Weights)
+    check_choice("protocol.control", control, Control)
+    check_choice("sparsity.spacing", spacing, Spacing)
+    check_rewind(weights, rewind_to, dense)
     if control == "reinit" and weights == "random":
         raise ValueError("protocol.control=reinit: must be none with protocol.weights=random, which reinits")
-    asked = _asked(rounds, target, rate, layer_rates, spacing)
-    lengths = _lengths(rounds, dense, retrain, retrain_total, budget, weights, rewind_to)
+    asked = asked_sparsities(rounds, target, rate, layer_rates, spacing)
+    lengths = round_lengths(rounds, dense, retrain, retrain_total, budget, weights, rewind_to)
 
-    every_peak = _peaks(peaks, rounds)
+    every_peak = peak_of_phases(peaks, rounds)
     snapshot = (("rewind", rewind_to),) if weights == "rewind" else ()
     first = Phase("dense", dense, schedule, snapshot=snapshot, keep=keep, patience=patience)
     plan = [replace(first, peak=every_peak[0])]
@@ -291,112 +295,3 @@ def oracle(
         control=control,
         peaks=[grid[0]] * (rounds + 1),
     )
-
-
-def _peaks(peaks: list[float] | None, rounds: int) -> list[float | None]:
-    """The peak of every phase of a plan with so many rounds."""
-    if peaks is None:
-        return [None] * (rounds + 1)
-    if len(peaks) != rounds + 1:
-        raise ValueError(
-            f"protocol.peaks={peaks}: must be {rounds + 1} learning rates, of dense training and {rounds} "
-            f"rounds; there are {len(peaks)}"
-        )
-    for peak in peaks:
-        if not 0.0 < peak < math.inf:
-            raise ValueError(f"protocol.peaks={peaks}: must be finite learning rates above 0")
-    return list(peaks)
-
-
-def _asked(
-    rounds: int,
-    target: float | None,
-    rate: float | None,
-    layer_rates: dict[str, float] | None,
-    spacing: str,
-) -> list[Any]:
-    """Sparsity after every round, of the original weights; a function of the run with `layer_rates`."""
-    if rounds < 1:
-        raise ValueError(f"sparsity.rounds={rounds}: must be at least 1; or choose protocol=dense")
-    if target is None and rate is None and layer_rates:
-        return [partial(sparsity_after_rounds, rates=layer_rates, rounds=j) for j in range(1, rounds + 1)]
-    if (target is None) == (rate is None):
-        both = f"sparsity.target={_yaml(target)} sparsity.rate={_yaml(rate)}"
-        raise ValueError(f"{both}: exactly one must be given; set the other to null")
-    if rate is not None:
-        if not 0.0 < rate < 1.0:
-            raise ValueError(f"sparsity.rate={rate}: must lie in (0, 1)")
-        if spacing != "geometric":
-            raise ValueError(f"sparsity.spacing={spacing}: must be geometric with sparsity.rate")
-        return [1.0 - (1.0 - rate) ** j for j in range(1, rounds + 1)]
-    if not 0.0 <= target < 1.0:
-        raise ValueError(f"sparsity.target={target}: must lie in [0, 1)")
-    ramp = geometric if spacing == "geometric" else linear
-    return [ramp(j / rounds, target=target) for j in range(1, rounds + 1)]
-
-
-def _lengths(
-    rounds: int,
-    dense: str,
-    retrain: str | None,
-    retrain_total: str | None,
-    budget: str | None,
-    weights: str,
-    rewind_to: str,
-) -> list[str]:
-    """Length of every round."""
-    options = {"retrain": retrain, "retrain_total": retrain_total, "budget": budget}
-    given = {f"protocol.{key}": value for key, value in options.items() if value is not None}
-    if len(given) > 1:
-        listed = " ".join(f"{key}={value}" for key, value in given.items())
-        raise ValueError(f"{listed}: at most one must be given; set the others to null")
-    for key, value in given.items():
-        check_length(key, value)
-    if not given and weights == "keep":
-        keys = "protocol.retrain, protocol.retrain_total and protocol.budget"
-        raise ValueError(
-            f"protocol.retrain=null: exactly one of {keys} must be given with protocol.weights=keep"
-        )
-    if not given:
-        return [difference("protocol.dense", dense, "protocol.rewind_to", rewind_to)] * rounds
-    if retrain is not None:
-        return [retrain] * rounds
-    if retrain_total is not None:
-        return split("protocol.retrain_total", retrain_total, rounds, retrain_total)
-    return split(
-        "protocol.budget", budget, rounds, difference("protocol.budget", budget, "protocol.dense", dense)
-    )
-
-
-def _check_rewind(weights: str, rewind_to: str, dense: str) -> None:
-    """The rewinding point must have a use, and lie in dense training where both have the same unit."""
-    check_length("protocol.rewind_to", rewind_to)
-    (number, unit), (dense_number, dense_unit) = parts(rewind_to), parts(dense)
-    if weights != "rewind":
-        if number != 0.0:
-            raise ValueError(f"protocol.rewind_to={rewind_to}: must be 0it unless protocol.weights=rewind")
-    elif dense_number == 0.0 or (unit == dense_unit and number >= dense_number):
-        rule = (
-            f"must be shorter than protocol.dense={dense}; to go on from its end choose protocol.weights=keep"
-        )
-        raise ValueError(f"protocol.rewind_to={rewind_to}: {rule}")
-
-
-def _check_common(dense: str, keep: str, patience: str | None) -> None:
-    """Options of every protocol."""
-    check_length("protocol.dense", dense)
-    _check_choice("protocol.keep", keep, Keep)
-    if patience is not None:
-        check_length("protocol.patience", patience)
-        if parts(patience)[0] == 0.0:
-            raise ValueError(f"protocol.patience={patience}: must be longer than 0; null for no early end")
-
-
-def _check_choice(key: str, value: str, choices: Any) -> None:
-    """`choices` is a Literal type."""
-    if value not in get_args(choices):
-        raise ValueError(f"{key}={value}: must be one of {', '.join(get_args(choices))}")
-
-
-def _yaml(value: float | None) -> str:
-    return "null" if value is None else str(value)

@@ -1,8 +1,6 @@
 """Everything a run leaves on disk, and how it goes on after an interruption."""
 
-import json
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,13 +13,12 @@ from prunebench.core import checkpoint, parallel
 from prunebench.core.method import Method, has_finish
 from prunebench.core.phase import Phase, parse_length
 from prunebench.core.run import Run
-from prunebench.journal import Diverged, Interrupted, Losses, Rows, Shown, diverged
+from prunebench.journal import Checkpoints, Losses, Rows, Shown, Stop, diverged
+from prunebench.ledger import Ledger
 from prunebench.metrics.evaluation import evaluate
-from prunebench.metrics.metric import Metric, as_json, undisturbed
-from prunebench.result import assemble, dense_test, images_seen, round_row
+from prunebench.metrics.metric import Metric, load_states, measure_due, states
+from prunebench.result import assemble, dense_test, round_row, write_json
 from prunebench.store import PrefixStore, copy_checkpoint
-
-AGREE_EVERY = 50  # steps between two exchanges about signals, with several processes
 
 
 class Recorder:
@@ -63,15 +60,14 @@ class Recorder:
         self.directory, self.plan, self.identity, self.macs = directory, plan, identity, macs
         self.display, self.store, self.export, self.metrics = display, store, export, metrics
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
-        self.checkpoint_seconds, self.asked_to_stop = checkpoint_seconds, asked_to_stop
+        self.checkpoint_seconds, self._stop = checkpoint_seconds, Stop(asked_to_stop)
         self.rounds: list[dict[str, Any]] = []
-        self.trained: list[dict[str, Any]] = []  # of each phase so far: images, MACs per image, seconds
+        self.ledger = Ledger()
         self.shared: list[dict[str, str]] = []  # the prefix that was not trained here
         self.pruned_test: dict[str, float] | None = None
         self.seconds = 0.0  # of this phase, before this process took it up
         self.started = time.monotonic()
         self._rows: Rows | None = None
-        self._saved_at, self._saved_total = time.monotonic(), 0
         self._shown = Shown(display, plan)
         self._top1: float | None = None
 
@@ -85,11 +81,12 @@ class Recorder:
         """
         spe = run.data.steps_per_epoch
         self._eval_steps = max(1, parse_length(self.eval_every, spe))
-        self._checkpoint_steps = max(1, parse_length(self.checkpoint_every, spe))
+        steps = max(1, parse_length(self.checkpoint_every, spe))
+        path = self.directory / "checkpoint.pt"
+        self._checkpoints = Checkpoints(path, every=steps, seconds=self.checkpoint_seconds)
         self._losses = Losses(spe, run.device)
         self._make_optimizer = make_optimizer
         self._rows = Rows(self.directory / "metrics.jsonl") if run.rank == 0 else None
-        path = self.directory / "checkpoint.pt"
         if path.exists():
             extra = self._load(checkpoint.load(path), path, run, method)
             if self._rows is not None:
@@ -108,14 +105,14 @@ class Recorder:
     def _load(self, content: Mapping[str, Any], path: Path, run: Run, method: Method) -> dict[str, Any]:
         checkpoint.restore(content, path=path, run=run, method=method, make_optimizer=self._make_optimizer)
         extra = content["extra"]
-        self.rounds, self.trained, self.seconds = extra["rounds"], extra["trained"], extra["seconds"]
+        self.rounds, self.ledger.entries = extra["rounds"], extra["trained"]
+        self.seconds = extra["seconds"]
         self.pruned_test, self._top1 = extra["pruned_test"], extra["top1"]
         self._losses.load(extra["losses"])
         self.shared = list(extra["shared"])
-        for name, metric in self.metrics.items():
-            if name in extra["metrics"]:
-                metric.load_state_dict(checkpoint.to_device(extra["metrics"][name], run.device))
-        self.started, self._saved_total = time.monotonic(), run.clock.total
+        load_states(self.metrics, checkpoint.to_device(extra["metrics"], run.device))
+        self.started = time.monotonic()
+        self._checkpoints.begin(run)
         return extra
 
     def _look_into_store(self, run: Run, method: Method) -> None:
@@ -126,10 +123,7 @@ class Recorder:
         if found is None:
             return
         index, folder = found
-        content = checkpoint.load(folder / "checkpoint.pt")
-        if index in self.store.plain:  # whoever trained it, its method had nothing to say yet
-            content["method"] = method.state_dict()
-        self._load(content, folder / "checkpoint.pt", run, method)
+        self._load(self.store.content(index, method), folder / "checkpoint.pt", run, method)
         self._rows.replace((folder / "metrics.jsonl").read_bytes())
         name = self.plan[index].name
         self.shared = [{"phase": name, "key": folder.name}]
@@ -173,9 +167,7 @@ class Recorder:
             measured = self._measure(run, method, phase, "valid")
             top1 = self._top1 = measured["top1"]
             self._row(run, phase, "eval", split="valid", when="epoch", **measured)
-        for name, metric in self.metrics.items():
-            if metric.due(clock.step, clock.steps, run.data.steps_per_epoch) and not phase.auxiliary:
-                self._measure_metric(name, run, method, phase, when="epoch")
+        self._measure_more(run, method, phase, when="epoch")
         return top1
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
@@ -183,39 +175,25 @@ class Recorder:
         clock = run.clock
         if clock.step == clock.steps or clock.stop_phase:
             return  # the phase's end writes one, and looks for signals
-        if run.world == 1:
-            stop = bool(self.asked_to_stop())
-        else:  # the processes have to agree, which costs a message
-            due = clock.step % AGREE_EVERY == 0 or clock.step % run.data.steps_per_epoch == 0
-            stop = due and parallel.any_rank(bool(self.asked_to_stop()), run.device, run.world)
-        late = time.monotonic() - self._saved_at > self.checkpoint_seconds
-        if stop or late or clock.total % self._checkpoint_steps == 0:
+        stop = self._stop.within_phase(run)
+        if stop or self._checkpoints.due(clock.total):
             self._judge_losses(run, phase)
             self._save(run, method)
         if stop:
-            raise Interrupted(self.asked_to_stop() or signal.SIGTERM)
+            raise self._stop.error
 
     def phase_end(self, run: Run, method: Method, phase: Phase) -> None:
         """Measure the test accuracy and add the phase's row to the table of rounds."""
         if self._losses.count:  # of an epoch that the method or the patience rule cut short
             self._epoch_row(run, phase)
         row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
-        own = {k: row[k] for k in ("macs", "macs_dense", "seconds")} | {"samples": images_seen(run)}
-        helped = 0.0  # by auxiliary phases, whose time belongs to this row
-        for before in reversed(self.trained):
-            if phase.auxiliary or not before["auxiliary"]:
-                break
-            helped += before["seconds"]
-        self.trained.append({"phase": phase.name, "auxiliary": phase.auxiliary, **own})
-        row["seconds"] += helped
+        row["seconds"] = self.ledger.add(run, phase, row)
         self._row(run, phase, "eval", split="test", when="end", **row["test"])
         if phase.auxiliary:
             self._row(run, phase, "auxiliary", round=row)
         else:
             self.rounds.append(row)
-            for name, metric in self.metrics.items():
-                if metric.every != "end" or phase is self.plan[-1]:
-                    self._measure_metric(name, run, method, phase, when="end")
+            self._measure_more(run, method, phase, when="end")
             self._row(run, phase, "phase", round=row)
         self.display.phase_end(row)
 
@@ -227,12 +205,11 @@ class Recorder:
         if self.store is not None:
             ended = run.clock.phase - 1
             if ended in self.store.keys:
-                source = self.directory / "checkpoint.pt"
-                self.store.put(ended, self._rows.content(), partial(copy_checkpoint, source))
+                write = partial(copy_checkpoint, self._checkpoints.path)
+                self.store.put(ended, self._rows.content(), write)
             self._look_into_store(run, method)
-        asked = bool(self.asked_to_stop())
-        if run.clock.phase < len(self.plan) and parallel.any_rank(asked, run.device, run.world):
-            raise Interrupted(self.asked_to_stop() or signal.SIGTERM)
+        if run.clock.phase < len(self.plan) and self._stop.now(run):
+            raise self._stop.error
 
     def finish(self, run: Run, method: Method) -> None:
         """Write the final weights and, last of all, result.json."""
@@ -243,15 +220,9 @@ class Recorder:
             self._rows.sync()
             self.export(run, method)
             result = assemble(run, self)
-            text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-            checkpoint.write_atomically(self.directory / "result.json", lambda f: f.write(text.encode()))
+            write_json(self.directory / "result.json", result)
             self.display.finish(result, str(self.directory))
         parallel.wait_for_all(run.world)
-
-    def stored(self) -> dict[str, str]:
-        """Phase -> address in the shared store of its end state."""
-        keys = self.store.keys if self.store is not None else {}
-        return {self.plan[index].name: key for index, key in keys.items()}
 
     def close(self) -> None:
         """Close the rows' file and let go of the store's lock."""
@@ -274,11 +245,12 @@ class Recorder:
         measured = {"test": test, "valid": valid, "pruned": pruned, "dense": dense_test(self.rounds)}
         return round_row(run, method, phase, self.macs, **measured, seconds=seconds)
 
-    def _measure_metric(self, name: str, run: Run, method: Method, phase: Phase, *, when: str) -> None:
-        if run.rank == 0:
-            with undisturbed(run):
-                values = as_json(self.metrics[name].measure(run, method))
-            self._row(run, phase, "metric", metric=name, when=when, **values)
+    def _measure_more(self, run: Run, method: Method, phase: Phase, *, when: str) -> None:
+        """Rows of the metrics that are due at this step of a phase, or at its end."""
+        if self.metrics and run.rank == 0 and not phase.auxiliary:
+            last = phase is self.plan[-1] if when == "end" else None
+            for name, values in measure_due(self.metrics, run, method, last_phase=last):
+                self._row(run, phase, "metric", metric=name, when=when, **values)
 
     def _epoch_row(self, run: Run, phase: Phase) -> None:
         losses = self._judge_losses(run, phase)
@@ -294,42 +266,35 @@ class Recorder:
         if bad is None:
             return losses
         step = run.clock.step - len(losses) + bad + 1
-        raise self._diverged(run, phase, f"the loss is {losses[bad]}", step)
+        saved = self._checkpoints.last
+        raise diverged(run, phase, f"the loss is {losses[bad]}", step=step, saved=saved)
 
     def _measure(self, run: Run, method: Method, phase: Phase, split: str) -> dict[str, float]:
         """Metrics of a split; a loss that is not finite ends the run before a checkpoint or result has it."""
         measured = evaluate(run, method, split)
         if not math.isfinite(measured["loss"]):
-            raise self._diverged(run, phase, f"the {split} loss is {measured['loss']}", run.clock.step)
+            what, saved = f"the {split} loss is {measured['loss']}", self._checkpoints.last
+            raise diverged(run, phase, what, step=run.clock.step, saved=saved)
         return measured
 
-    def _diverged(self, run: Run, phase: Phase, what: str, step: int) -> Diverged:
-        saved = self._saved_total if (self.directory / "checkpoint.pt").exists() else None
-        return diverged(run, phase, what, step=step, saved=saved)
-
     def _row(self, run: Run, phase: Phase, kind: str, **values: Any) -> None:
-        if self._rows is None:
-            return
-        clock = run.clock
-        place = {"phase": phase.name, "cycle": clock.cycle, "step": clock.step, "total": clock.total}
-        epoch, sparsity = round(clock.step / run.data.steps_per_epoch, 6), run.masks.sparsity
-        self._rows.write({"kind": kind, **place, "epoch": epoch, "sparsity": sparsity, **values})
+        if self._rows is not None:
+            self._rows.write_at(run, phase, kind, **values)
 
     def _save(self, run: Run, method: Method) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is."""
-        self._saved_at = time.monotonic()
         if self._rows is None:
+            self._checkpoints.begin(run)
             return
         extra = {
             "rows": self._rows.sync(),
             "rounds": self.rounds,
-            "trained": self.trained,
+            "trained": self.ledger.entries,
             "seconds": self._phase_seconds(),
             "pruned_test": self.pruned_test,
             "top1": self._top1,
             "losses": self._losses.read(),
             "shared": self.shared,
-            "metrics": {n: checkpoint.to_cpu(m.state_dict()) for n, m in self.metrics.items()},
+            "metrics": checkpoint.to_cpu(states(self.metrics)),
         }
-        checkpoint.save(self.directory / "checkpoint.pt", run=run, method=method, extra=extra)
-        self._saved_total = run.clock.total
+        self._checkpoints.write(run, method, extra)

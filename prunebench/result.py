@@ -71,16 +71,10 @@ def dense_test(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     return dense[-1]["test"] if dense else None
 
 
-def images_seen(run: Run) -> int:
-    """Training images of the phase that ends now; the last batch of an epoch may be smaller."""
-    epochs, rest = divmod(run.clock.step, run.data.steps_per_epoch)
-    return epochs * run.data.sizes["train"] + rest * run.data.batch_size
-
-
 def assemble(run: Run, recorder: Any) -> dict[str, Any]:
     """The content of result.json."""
+    keys = recorder.store.keys if recorder.store is not None else {}
     rounds, size = recorder.rounds, cost(run.model, run.masks, recorder.macs, tied=run.masks.tied)
-    trained = recorder.trained
     return {
         "version": VERSION,
         **recorder.identity,
@@ -88,18 +82,18 @@ def assemble(run: Run, recorder: Any) -> dict[str, Any]:
         "rounds": rounds,
         "final": rounds[-1],
         "layers": size["layers"],
-        "cost": {
-            "steps": run.clock.total,
-            "samples": sum(t["samples"] for t in trained),
-            # a training step is counted as three forward passes
-            "train_macs": sum(3 * t["samples"] * t["macs"] for t in trained),
-            "train_macs_dense": sum(3 * t["samples"] * t["macs_dense"] for t in trained),
-        },
+        "cost": recorder.ledger.cost(run.clock.total),
         "metrics": sorted(recorder.metrics),
         "shared": recorder.shared,
-        "stored": recorder.stored(),
-        "time": {"seconds": sum(t["seconds"] for t in trained)},
+        "stored": {recorder.plan[i].name: key for i, key in keys.items()},  # where phases' end states lie
+        "time": {"seconds": recorder.ledger.seconds},
     }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_final(directory: Path, run: Run, method: Method, *, description: Mapping[str, Any]) -> None:
@@ -114,5 +108,4 @@ def write_final(directory: Path, run: Run, method: Method, *, description: Mappi
     masks = {n: m.cpu().contiguous() for n, m in run.masks.items()}
     write_atomically(directory / "final.safetensors", lambda f: f.write(save(weights)))
     write_atomically(directory / "masks.safetensors", lambda f: f.write(save(masks)))
-    text = json.dumps(dict(description), indent=1) + "\n"
-    write_atomically(directory / "final.json", lambda f: f.write(text.encode()))
+    write_json(directory / "final.json", description)

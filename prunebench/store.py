@@ -87,6 +87,17 @@ class PrefixStore:
             left.unlink()
         self._lock = lock
 
+    def content(self, index: int, method: Method) -> dict[str, Any]:
+        """The stored state at the end of a phase, for a run with this method.
+
+        Raises:
+          CheckpointError: if the stored file cannot be used.
+        """
+        content = checkpoint.load(self._folder(self.keys[index]) / "checkpoint.pt")
+        if index in self.plain:  # whoever trained it, its method had nothing to say yet
+            content["method"] = method.state_dict()
+        return content
+
     def put(self, index: int, rows: bytes, write: Callable[[Path], None]) -> None:
         """Store the end state of the phase, unless there is one; rows first, the checkpoint validates."""
         key = self.keys.get(index)

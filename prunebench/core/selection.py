@@ -13,6 +13,8 @@ from prunebench.core.masks import Masks
 Allocation = Callable[[Mapping[str, tuple[int, ...]], float], dict[str, float]]
 """(shapes, sparsity) -> sparsity of each layer."""
 
+NAN = "score: a criterion returned NaN; check the loss and the learning rate"
+
 
 def topk_mask(scores: Tensor, keep: int) -> Tensor:
     """Bool mask of exactly `keep` highest scores.
@@ -205,8 +207,8 @@ def _keep_highest(groups: Sequence[Tensor], keep: int, alive: Sequence[Tensor | 
     if not 0 <= keep <= sum(counts):
         raise ValueError(f"keep={keep}: must lie in [0, {sum(counts)}], the number of entries that are alive")
     if keep == 0:
-        for g in groups:
-            _refuse_nan(g)
+        if any(bool(g.isnan().any()) for g in groups):
+            raise ValueError(NAN)
         return [torch.zeros_like(g, dtype=torch.bool) for g in groups]
     threshold, ties, equal = _threshold(groups, keep, alive, counts)
     compare = torch.ge if ties == equal else torch.gt
@@ -234,13 +236,13 @@ def _threshold(
     if groups[0].device.type == "cpu":
         values = _survivors(groups, alive, counts)
         if np.isnan(values.max()):
-            raise ValueError("score: a criterion returned NaN; check the loss and the learning rate")
+            raise ValueError(NAN)
         value, above, equal = _order_statistic(values, survivors - keep)
     else:
         parts = [g.flatten() if a is None else g[a] for g, a in zip(groups, alive)]
         values = torch.sort(torch.cat(parts)).values  # kthvalue is 20 times slower on CUDA, topk sorts too
         if bool(values[-1].isnan()):
-            raise ValueError("score: a criterion returned NaN; check the loss and the learning rate")
+            raise ValueError(NAN)
         value = values[survivors - keep]
         above, equal = int((values > value).sum()), int((values == value).sum())
     return float(value), keep - int(above), int(equal)
@@ -295,8 +297,3 @@ def _order_statistic(values: np.ndarray, index: int) -> tuple[float, int, int]:
         np.count_nonzero(values[index + 1 :] > value),
     )
     return value, above, values.size - below - above
-
-
-def _refuse_nan(scores: Tensor) -> None:
-    if bool(scores.isnan().any()):
-        raise ValueError("score: a criterion returned NaN; check the loss and the learning rate")

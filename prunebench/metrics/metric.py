@@ -85,6 +85,38 @@ class Metric:
             setattr(self, name, state[name])
 
 
+def measure_due(
+    metrics: Mapping[str, Metric], run: Run, method: Method, *, last_phase: bool | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and values of every metric that is due now.
+
+    Args:
+      metrics: name -> metric.
+      run: its clock stands after a step.
+      method: gives the forward pass.
+      last_phase: at a phase's end, whether it is the last one; None within a phase.
+    """
+    clock = run.clock
+    for name, metric in metrics.items():
+        due = metric.due(clock.step, clock.steps, run.data.steps_per_epoch)
+        if due if last_phase is None else metric.every != "end" or last_phase:
+            with undisturbed(run):
+                values = as_json(metric.measure(run, method))
+            yield name, values
+
+
+def states(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
+    """What a checkpoint carries of the metrics."""
+    return {name: metric.state_dict() for name, metric in metrics.items()}
+
+
+def load_states(metrics: Mapping[str, Metric], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Load what `states` gave; a metric that came in since begins afresh."""
+    for name, metric in metrics.items():
+        if name in saved:
+            metric.load_state_dict(saved[name])
+
+
 @contextmanager
 def undisturbed(run: Run) -> Iterator[None]:
     """Eval mode and the bare network in full precision inside the block; everything as it was after it.
