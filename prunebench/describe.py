@@ -35,6 +35,7 @@ def plan_rows(
                 "steps": steps,
                 "sparsity": phase.sparsity,
                 "weights": phase.weights if not phase.shuffle else f"{phase.weights}, shuffled",
+                "peak": phase.peak,
                 "schedule": choices["retrain" if pruned or phase.auxiliary else "schedule"],
                 "cost": None if images is None else 3 * images * sum(macs.values()),
             }

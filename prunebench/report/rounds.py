@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from prunebench.report.table import Column, count, duration, percent, points, ratio, seconds, table
+from prunebench.report.table import Column, count, duration, number, percent, points, ratio, seconds, table
 
 PLAN_ROWS = 24  # phases of a plan that are printed; the middle of a longer one is folded
 
@@ -14,6 +14,7 @@ PLAN = (
     Column("sparsity", "sparsity", percent),
     Column("weights", "weights", rank=3, text=True),
     Column("schedule", "schedule", rank=2, text=True),
+    Column("peak", "peak", number, rank=2),
     Column("cost", "MACs", count, rank=4),
     Column("share", "cost", "{:.1%}".format, rank=1),
     Column("note", "note", rank=5, text=True),
