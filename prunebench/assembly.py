@@ -156,7 +156,7 @@ def check(
             )
         if not callable(phase.length) and (steps := phase.steps(run)):
             run.clock.steps = steps
-            _try_schedule(phase, run)
+            _try_schedule(phase, run, training=phase is plan[0])
     run.clock.steps = 0
     try:
         make_optimizer(run, method)
@@ -164,15 +164,18 @@ def check(
         raise ValueError(f"optimizer: {error}; correct optimizer.* or choose another optimizer") from None
 
 
-def _try_schedule(phase: Phase, run: Run) -> None:
-    """Ask for the phase's first learning rate; a refusal names the option with its group."""
+def _try_schedule(phase: Phase, run: Run, *, training: bool) -> None:
+    """Ask for the phase's first learning rate; a refusal names the option with its group.
+
+    The first phase is trained by the training schedule, later ones by the retraining schedule.
+    """
     try:
         phase.schedule(run.progress(phase.peak))
     except ValueError as error:
         if "." in str(error).partition("=")[0]:
             raise
         # retraining after `of`, the training schedule, passes on what that refuses
-        training = phase.sparsity is None or "of" in getattr(phase.schedule, "keywords", ())
+        training = training or "of" in getattr(phase.schedule, "keywords", ())
         raise ValueError(f"{'schedule' if training else 'retrain'}.{error}") from None
 
 

@@ -50,6 +50,11 @@ class Ledger:
 
 
 def images_seen(run: Run) -> int:
-    """Training images of the phase that ends now; the last batch of an epoch may be smaller."""
-    epochs, rest = divmod(run.clock.step, run.data.steps_per_epoch)
+    """Training images of the phase that ends now. Epochs go on over phases, and their last batch is smaller."""
+    return _images_until(run, run.clock.total) - _images_until(run, run.clock.total - run.clock.step)
+
+
+def _images_until(run: Run, step: int) -> int:
+    """Training images of the first `step` steps of the run."""
+    epochs, rest = divmod(step, run.data.steps_per_epoch)
     return epochs * run.data.sizes["train"] + rest * run.data.batch_size

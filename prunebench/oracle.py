@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from prunebench.config import run_id
+from prunebench.core import parallel
 from prunebench.experiment import Instantiate, is_done, make_directory, run_experiment
 from prunebench.report.oracle import branch_line, oracle_lines
 from prunebench.result import write_json
@@ -52,7 +53,8 @@ def run_oracle(
     """Search, then run along the winners; arguments, result and errors as of `run_experiment`.
 
     Raises:
-      ValueError: also if there are no validation images, or the shared store is off.
+      ValueError: also if there are no validation images, the shared store is off, or there are several
+        processes.
     """
     common = {
         "choices": choices,
@@ -161,6 +163,11 @@ def _checked_plan(cfg: Mapping[str, Any], instantiate: Instantiate) -> list[Any]
     """Phases of the plan, each of which is searched."""
     schedules = {"schedule": instantiate(cfg["schedule"]), "retrain_schedule": instantiate(cfg["retrain"])}
     plan = instantiate(cfg["protocol"], **schedules)
+    if parallel.launched_by_torchrun():
+        raise ValueError(
+            "protocol=oracle: searches in one process; leave torchrun out, or spread seeds over processes "
+            "with -m seed=0,1 hydra/launcher=joblib"
+        )
     if not cfg["dataset"]["validation"]:
         raise ValueError(
             "protocol=oracle: chooses by validation top-1 and there are no validation images; set "

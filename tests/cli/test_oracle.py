@@ -103,3 +103,10 @@ def test_the_plan_tells_how_often_phases_are_trained(prune):
     shown = prune(*ORACLE, "plan=true", "trainer.quiet=false").out
     assert "each of 2 peaks, 2 times this cost" in shown
     assert not branches()
+
+
+def test_several_processes_are_refused(prune, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = prune(*ORACLE)
+    assert outcome.code == 2
+    assert outcome.line.startswith("prune-run: protocol=oracle: searches in one process")

@@ -34,6 +34,9 @@ OPTIONS = {
     "allr": ("retrain=allr",),
     "neuron": ("sparsity=filter", "sparsity.granularity=neuron"),
     "control": ("protocol.control=random_even",),
+    "two trainings in a round": ("companion=[ap]", "companion.ap.mode=pro", "protocol.weights=random"),
+    "peaks that grow": ("schedule=silo", "retrain=same"),
+    "peaks of the plan": ("protocol.peaks=[0.1,0.2,0.05,0.3]",),
     "snapshots for a criterion": ("criterion=weight_change", "protocol.weights=init"),
     "no decay of biases": ("trainer.decay=weights", "trainer.label_smoothing=0.1"),
 }
