@@ -50,7 +50,7 @@ class Ledger:
 
 
 def images_seen(run: Run) -> int:
-    """Training images of the phase that ends now; epochs go on over phases, their last batch may be smaller."""
+    """Training images of the phase that ends now; epochs go on over phases, with a smaller last batch."""
     return _images_until(run, run.clock.total) - _images_until(run, run.clock.total - run.clock.step)
 
 
