@@ -13,7 +13,7 @@ case $scale in
     criteria=magnitude,synflow columns=100,60,36,21.6
     ;;
   small)
-    data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=5000 dataset.pad=2)
+    data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=6250 dataset.validation=0.2 dataset.pad=2)
     setting=(model.option=A protocol.dense=10ep seed=0,1,2)
     columns=100,32.8,26.2,13.4,5.5
     ;;

@@ -12,7 +12,7 @@ case $scale in
     length=3ep early=1ep columns=100,60,36,21.6
     ;;
   small)
-    data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=5000 dataset.pad=2)
+    data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=6250 dataset.validation=0.2 dataset.pad=2)
     setting=(trainer.batch_size=64 protocol.dense=10ep seed=0,1,2)
     length=10ep early=1ep columns=100,51.2,26.2,13.4,10.7
     ;;
