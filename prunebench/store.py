@@ -163,7 +163,7 @@ def prefix_keys(
     }
     device = str(torch.cuda.get_device_name(run.device)) if run.device.type == "cuda" else "cpu"
     content: dict[str, Any] = {
-        "versions": [__version__, torch.__version__],
+        "versions": [__version__, torch.__version__, checkpoint.VERSION],
         "device": [device, threads],
         "seed": cfg["seed"],
         "trainer": trainer,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VERSION = 2
+VERSION = 3
 
 
 class CheckpointError(ValueError):
