@@ -257,9 +257,13 @@ def _unread(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
             if key not in reads:
                 reads.add(key)
                 pending.append(repr(_raw_at(raw, key)))
+    given_by_plan = protocol == "oracle" or raw["protocol"].get("peaks") is not None
     for text in overrides:
         key = re.split(r"[=@]", text.lstrip("+~"))[0].replace("/", ".")
         read = any(r == key or key.startswith(f"{r}.") or r.startswith(f"{key}.") for r in reads)
+        if key == "optimizer.lr" and given_by_plan:
+            option = "protocol.grid" if protocol == "oracle" else "protocol.peaks"
+            yield f"{text}: has no effect, {option} gives the learning rate of every phase"
         if (key.split(".")[0] in passive - {"hydra"} and not read) or _is_foreign(key):
             yield f"{text}: nothing in this run reads '{key}'"
 

@@ -74,12 +74,9 @@ def run_experiment(
     threads = set_threads(trainer["threads"], jobs=jobs)
     if device.type == "cpu":
         keep_freed_memory()
-    run, method, plan, make_optimizer = assemble(
+    run, method, plan, make_optimizer, metrics = prepare(
         cfg, device=device, instantiate=instantiate, rank=rank, world=world, phases=phases
     )
-    metrics = instantiate({"metrics": cfg["metrics"]})["metrics"]  # with their group, which errors name
-    for name, metric in metrics.items():
-        check_metric(name, metric, run, plan)
     macs = count_macs(run.model, run.data.shape)
     if device.type == "cpu":
         threads = spare_threads(trainer["threads"], macs=sum(macs.values()) * trainer["batch_size"])
@@ -110,7 +107,9 @@ def run_experiment(
         recorder = Recorder(
             directory,
             plan=plan,
-            identity=identify(cfg, choices, identity) | dict(extra or {}),
+            identity=identify(cfg, choices, identity)
+            | {"metric_options": cfg["metrics"]}
+            | dict(extra or {}),
             macs=macs,
             display=display,
             store=open_store(cfg, plan, run, method, threads, display, asked_to_stop),
@@ -132,6 +131,24 @@ def run_experiment(
     return "done"
 
 
+def prepare(cfg: Mapping[str, Any], *, instantiate: Instantiate, **where: Any) -> tuple:
+    """Run, method, plan, optimizer factory and metrics of a run, checked against each other.
+
+    Args:
+      cfg: the resolved configuration, plain containers.
+      instantiate: builds the object of a node with `_target_`, given runtime arguments.
+      where: further arguments of `prunebench.assembly.assemble`.
+
+    Raises:
+      ValueError: for parts that do not fit together.
+    """
+    run, method, plan, make_optimizer = assemble(cfg, instantiate=instantiate, **where)
+    metrics = instantiate({"metrics": cfg["metrics"]})["metrics"]  # with their group, which errors name
+    for name, metric in metrics.items():
+        check_metric(name, metric, run, plan)
+    return run, method, plan, make_optimizer, metrics
+
+
 def is_done(directory: Path) -> bool:
     """Whether a whole result.json is there; a damaged one is written again from the last checkpoint."""
     try:
@@ -143,11 +160,11 @@ def is_done(directory: Path) -> bool:
 
 def refuse_missing_metrics(directory: Path, wanted: Mapping[str, Any]) -> None:
     """Raise ValueError if a finished run did not measure what is asked for now."""
-    measured = json.loads((directory / "result.json").read_text()).get("metrics", [])
-    if missing := [name for name in wanted if name not in measured]:
+    measured = json.loads((directory / "result.json").read_text()).get("metric_options", {})
+    if missing := [name for name, options in wanted.items() if measured.get(name) != options]:
         raise ValueError(
-            f"metrics=[{','.join(wanted)}]: {directory} is done and did not measure {', '.join(missing)}; "
-            "delete it to run again with it, or choose another out=..."
+            f"metrics=[{','.join(wanted)}]: {directory} is done and did not measure {', '.join(missing)} in "
+            "this way; delete it to run again with it, or choose another out=..."
         )
 
 

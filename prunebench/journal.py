@@ -74,9 +74,10 @@ def diverged(run: Run, phase: Phase, what: str, *, step: int, saved: int | None)
     kept = "no checkpoint had been written" if saved is None else f"the checkpoint of step {saved} is kept"
     groups = run.optimizer.param_groups if run.optimizer is not None else []
     now = f" (now {groups[0]['initial_lr']:g})" if groups else ""
+    option = f"optimizer.lr{now}" if phase.peak is None else f"peak of this phase (now {phase.peak:g})"
     return Diverged(
         f"training diverged: {what} in phase {phase.name}, step {step} of {run.clock.steps} "
-        f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower optimizer.lr{now}"
+        f"({run.clock.total - run.clock.step + step} in all); {kept}; try a lower {option}"
     )
 
 
@@ -166,9 +167,10 @@ class Rows:
         return self.path.read_bytes()
 
     def replace(self, content: bytes) -> None:
-        """Put other rows in the place of all."""
-        self.cut(0)
-        self._file.write(content)
+        """Put other rows in the place of all; at every moment the old or the new ones are there."""
+        self._file.close()
+        checkpoint.write_atomically(self.path, lambda file: file.write(content))
+        self._file = open(self.path, "ab")  # noqa: SIM115 (open for the life of the run)
 
     def close(self) -> None:
         """Close the file."""

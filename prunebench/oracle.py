@@ -18,6 +18,7 @@ those peaks, and `oracle.json`: every branch, the winners, the intervals and wha
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -25,7 +26,9 @@ from typing import Any
 
 from prunebench.config import run_id
 from prunebench.core import parallel
-from prunebench.experiment import Instantiate, is_done, make_directory, run_experiment
+from prunebench.experiment import Busy, Instantiate, is_done, make_directory, prepare, run_experiment
+from prunebench.journal import Diverged, Interrupted
+from prunebench.machine import pick_device
 from prunebench.report.oracle import branch_line, oracle_lines
 from prunebench.result import write_json
 
@@ -64,6 +67,7 @@ def run_oracle(
         "jobs": jobs,
     }
     own = {"directory": directory, "display": display, "identity": identity}
+    display.quiet |= bool(cfg["trainer"]["quiet"])
     if cfg["plan"] or is_done(directory):
         done = run_experiment(cfg, **own, **common)
         if cfg["plan"]:
@@ -82,23 +86,30 @@ def run_oracle(
     cycles: list[dict[str, Any]] = []
     spent = dict.fromkeys(COSTS, 0)
     for number, phase in enumerate(plan):
-        branches, results = [], []
+        branches, results, diverged = [], [], []
         for place, peak in enumerate(grid, start=1):
             branch_cfg = along(cfg, [*peaks, peak], len(plan)) | {"metrics": {}}
             folder = _folder(cfg) / f"{run_id(branch_cfg)}-{number + 1}"
             name = f"{phase.name} {place} of {len(grid)}, peak {peak:g}"
             shown = Branch(display, name, heading if number + place == 1 else "")
-            run_experiment(branch_cfg, directory=folder, display=shown, phases=number + 1, **common)
+            try:
+                _train(branch_cfg, directory=folder, display=shown, phases=number + 1, **common)
+            except Diverged as error:
+                diverged.append(peak)
+                display.event(f"{phase.name}, peak {peak:g}: out of the search, {error}")
+                if len(diverged) == len(grid):
+                    raise
+                continue
             results.append(json.loads((folder / "result.json").read_text()))
             branches.append(_numbers(results[-1], spent) | {"max_lr": peak, "directory": str(folder)})
             display.event(branch_line(phase.name, branches[-1]))
-        cycles.append(_decide(phase.name, branches, tolerance))
+        cycles.append(_decide(phase.name, branches, tolerance) | {"diverged": diverged})
         peaks.append(cycles[-1]["best"])
+        winner = next(r for b, r in zip(branches, results) if b["max_lr"] == peaks[-1])
+        spent = {k: winner["cost"][k] for k in COSTS}
         for branch, result in zip(branches, results):
-            if branch["max_lr"] == peaks[-1]:
-                spent = {k: result["cost"][k] for k in COSTS}
-            else:
-                _forget(Path(branch["directory"]), result, Path(cfg["trainer"]["store"]))
+            if result is not winner:
+                _forget(Path(branch["directory"]), result, winner, Path(cfg["trainer"]["store"]))
     cost = {k: sum(b["cost"][k] for c in cycles for b in c["branches"]) for k in COSTS}
     cost["branches"] = sum(len(c["branches"]) for c in cycles)
     content = {"version": VERSION, "grid": grid, "tolerance": tolerance, "cycles": cycles, "cost": cost}
@@ -160,7 +171,7 @@ class Branch:
 
 
 def _checked_plan(cfg: Mapping[str, Any], instantiate: Instantiate) -> list[Any]:
-    """Phases of the plan, each of which is searched."""
+    """Phases of the plan, each of which is searched, after all checks of the run along the winners."""
     schedules = {"schedule": instantiate(cfg["schedule"]), "retrain_schedule": instantiate(cfg["retrain"])}
     plan = instantiate(cfg["protocol"], **schedules)
     if parallel.launched_by_torchrun():
@@ -168,7 +179,9 @@ def _checked_plan(cfg: Mapping[str, Any], instantiate: Instantiate) -> list[Any]
             "protocol=oracle: searches in one process; leave torchrun out, or spread seeds over processes "
             "with -m seed=0,1 hydra/launcher=joblib"
         )
-    if not cfg["dataset"]["validation"]:
+    path = along(cfg, [cfg["protocol"]["grid"][0]], len(plan))
+    run, *_ = prepare(path, device=pick_device(cfg["trainer"]["device"]), instantiate=instantiate)
+    if not run.data.sizes["valid"]:
         raise ValueError(
             "protocol=oracle: chooses by validation top-1 and there are no validation images; set "
             "dataset.validation=0.1"
@@ -205,9 +218,25 @@ def _decide(phase: str, branches: Sequence[Mapping[str, Any]], tolerance: float)
     }
 
 
-def _forget(folder: Path, result: Mapping[str, Any], store: Path) -> None:
-    """Drop the weights of a branch that lost, also from the shared store."""
+def _forget(folder: Path, result: Mapping[str, Any], winner: Mapping[str, Any], store: Path) -> None:
+    """Drop the weights of a branch that lost, also those in the shared store that the winner does not use."""
     for name in ("checkpoint.pt", "final.safetensors", "masks.safetensors"):
         (folder / name).unlink(missing_ok=True)
-    if key := result["stored"].get(result["rounds"][-1]["phase"]):
+    for key in set(result["stored"].values()) - set(winner["stored"].values()):
         shutil.rmtree(store / key, ignore_errors=True)
+
+
+def _train(cfg: Mapping[str, Any], **arguments: Any) -> None:
+    """Train a branch, or wait until another search that has it in its grid, too, has trained it."""
+    told = False
+    while True:
+        try:
+            run_experiment(cfg, **arguments)
+            return
+        except Busy:
+            if not told:
+                arguments["display"].event("waiting: another process is training this branch")
+                told = True
+            if arguments["asked_to_stop"]():
+                raise Interrupted(arguments["asked_to_stop"]()) from None
+            time.sleep(1)

@@ -36,8 +36,7 @@ class Recorder:
       metrics: name -> what else is measured.
       export: called with the run at the end; writes the final weights.
       eval_every: validation accuracy is measured this often, "1ep" or "500it".
-      checkpoint_every: a checkpoint is written this often, and at phase ends.
-      checkpoint_seconds: and when this long has passed since the last one.
+      checkpoint_every, checkpoint_seconds: a checkpoint is written this often, and at phase ends.
       asked_to_stop: the number of a signal that has come in, or 0.
     """
 
@@ -58,12 +57,14 @@ class Recorder:
         asked_to_stop: Callable[[], int],
     ):
         self.directory, self.plan, self.identity, self.macs = directory, plan, identity, macs
-        self.display, self.store, self.export, self.metrics = display, store, export, metrics
+        self.display, self.export, self.metrics = display, export, metrics
+        self.store = store or PrefixStore(directory, {}, lambda key: None)
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.checkpoint_seconds, self._stop = checkpoint_seconds, Stop(asked_to_stop)
         self.rounds: list[dict[str, Any]] = []
         self.ledger = Ledger()
         self.shared: list[dict[str, str]] = []  # the prefix that was not trained here
+        self.pure = True  # the state is what the addresses of the store say: nothing changed on resuming
         self.pruned_test: dict[str, float] | None = None
         self.seconds = 0.0  # of this phase, before this process took it up
         self.started = time.monotonic()
@@ -87,29 +88,30 @@ class Recorder:
         self._losses = Losses(spe, run.device)
         self._make_optimizer = make_optimizer
         self._rows = Rows(self.directory / "metrics.jsonl") if run.rank == 0 else None
+        self.started = time.monotonic()
         if path.exists():
             extra = self._load(checkpoint.load(path), path, run, method)
             if self._rows is not None:
                 self._rows.cut(extra["rows"])
+            self.pure = self.pure and extra["keys"] == self.store.keys
             where = [*(f"phase {p.name}" for p in self.plan), "the end"][run.clock.phase]
             self.display.event(f"resumed at {where}, step {run.clock.step} of it ({run.clock.total} in all)")
         elif self._rows is not None:
             self._rows.cut(0)
         if run.clock.step == 0:
+            self._give(run)  # unless that was done before the interruption
             self._look_into_store(run, method)
         else:
-            if self.store is not None:  # take the lock of the prefix that this run is in the middle of
-                self.store.longest(run.clock.phase)
+            self.store.longest(run.clock.phase)  # the lock of the prefix that this run is in the middle of
             self._shown.start(run, self.plan[run.clock.phase])
 
     def _load(self, content: Mapping[str, Any], path: Path, run: Run, method: Method) -> dict[str, Any]:
         checkpoint.restore(content, path=path, run=run, method=method, make_optimizer=self._make_optimizer)
         extra = content["extra"]
-        self.rounds, self.ledger.entries = extra["rounds"], extra["trained"]
-        self.seconds = extra["seconds"]
+        self.rounds, self.ledger.entries, self.seconds = extra["rounds"], extra["trained"], extra["seconds"]
         self.pruned_test, self._top1 = extra["pruned_test"], extra["top1"]
         self._losses.load(extra["losses"])
-        self.shared = list(extra["shared"])
+        self.shared, self.pure = list(extra["shared"]), extra["pure"]
         load_states(self.metrics, checkpoint.to_device(extra["metrics"], run.device))
         self.started = time.monotonic()
         self._checkpoints.begin(run)
@@ -117,9 +119,7 @@ class Recorder:
 
     def _look_into_store(self, run: Run, method: Method) -> None:
         """Take over the longest stored prefix beyond the clock; else train it, holding its lock."""
-        if self.store is None or run.clock.phase >= len(self.plan):
-            return
-        found = self.store.longest(run.clock.phase)
+        found = self.store.longest(run.clock.phase) if run.clock.phase < len(self.plan) else None
         if found is None:
             return
         index, folder = found
@@ -131,11 +131,16 @@ class Recorder:
         self._save(run, method)
         self._look_into_store(run, method)
 
+    def _give(self, run: Run) -> None:
+        """Put the state at the end of the last phase into the store, if it belongs there."""
+        ended = run.clock.phase - 1
+        if self.pure and ended in self.store.keys:
+            self.store.put(ended, self._rows.content(), partial(copy_checkpoint, self._checkpoints.path))
+
     # What the loop tells
 
     def pruned(self, run: Run, method: Method, phase: Phase) -> None:
         """Measure the test accuracy right after pruning, before anything is restored or trained."""
-        self.started, self.seconds = time.monotonic(), 0.0
         self.pruned_test = self._measure(run, method, phase, "test")
         self._row(run, phase, "prune", split="test", when="pruned", asked=phase.sparsity, **self.pruned_test)
         self.display.event(
@@ -146,9 +151,8 @@ class Recorder:
     def entered(self, run: Run, method: Method, phase: Phase) -> None:
         """Begin the phase's clock and show it."""
         if phase.sparsity is None:
-            self.started, self.seconds, self.pruned_test = time.monotonic(), 0.0, None
+            self.pruned_test = None
         self._losses.clear()
-        self._top1 = None
         self._shown.start(run, phase)
 
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
@@ -172,11 +176,10 @@ class Recorder:
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
         """Stop if a signal asked for it, after a checkpoint; else write one when it is due."""
-        clock = run.clock
-        if clock.step == clock.steps or clock.stop_phase:
+        if run.clock.step == run.clock.steps or run.clock.stop_phase:
             return  # the phase's end writes one, and looks for signals
         stop = self._stop.within_phase(run)
-        if stop or self._checkpoints.due(clock.total):
+        if stop or self._checkpoints.due(run.clock.total):
             self._judge_losses(run, phase)
             self._save(run, method)
         if stop:
@@ -202,12 +205,8 @@ class Recorder:
         self._losses.clear()
         self.seconds, self.started, self._top1 = 0.0, time.monotonic(), None
         self._save(run, method)
-        if self.store is not None:
-            ended = run.clock.phase - 1
-            if ended in self.store.keys:
-                write = partial(copy_checkpoint, self._checkpoints.path)
-                self.store.put(ended, self._rows.content(), write)
-            self._look_into_store(run, method)
+        self._give(run)
+        self._look_into_store(run, method)
         if run.clock.phase < len(self.plan) and self._stop.now(run):
             raise self._stop.error
 
@@ -228,8 +227,7 @@ class Recorder:
         """Close the rows' file and let go of the store's lock."""
         if self._rows is not None:
             self._rows.close()
-        if self.store is not None:
-            self.store.release()
+        self.store.release()
 
     # Parts of the above
 
@@ -295,6 +293,8 @@ class Recorder:
             "top1": self._top1,
             "losses": self._losses.read(),
             "shared": self.shared,
+            "keys": self.store.keys,
+            "pure": self.pure,
             "metrics": checkpoint.to_cpu(states(self.metrics)),
         }
         self._checkpoints.write(run, method, extra)

@@ -38,6 +38,7 @@ def round_row(
       seconds: wall time of the phase, evaluation included.
     """
     size = cost(run.model, run.masks, macs, tied=run.masks.tied)
+    control = test if run.clock.cycle == 0 else dense
     row = {
         "phase": phase.name,
         "cycle": run.clock.cycle,
@@ -54,13 +55,14 @@ def round_row(
         "pruned": None if pruned is None else dict(pruned),
         "test": dict(test),
         "valid": None if valid is None else dict(valid),
-        "delta": test["top1"] - (dense or test)["top1"],
+        "delta": test["top1"] - control["top1"] if control is not None else None,
         "max_lr": run.clock.max_lr,
         "epochs": run.clock.step / run.data.steps_per_epoch,
         "steps": run.clock.step,
         "seconds": seconds,
     }
-    if (counted := method.channels(run)) is not None:
+    # the dense row may be another method's, from the shared store
+    if run.clock.cycle and (counted := method.channels(run)) is not None:
         row["channels"], row["channels_total"] = counted
     return row
 
@@ -73,7 +75,7 @@ def dense_test(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 
 def assemble(run: Run, recorder: Any) -> dict[str, Any]:
     """The content of result.json."""
-    keys = recorder.store.keys if recorder.store is not None else {}
+    keys = recorder.store.keys
     rounds, size = recorder.rounds, cost(run.model, run.masks, recorder.macs, tied=run.masks.tied)
     return {
         "version": VERSION,

@@ -106,6 +106,8 @@ class PrefixStore:
         folder = self._folder(key)
         if not (folder / "checkpoint.pt").exists():
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
             checkpoint.write_atomically(folder / "metrics.jsonl", lambda file: file.write(rows))
             write(folder / "checkpoint.pt")
         self.release()
@@ -182,7 +184,9 @@ def prefix_keys(
                 *(list(phase.snapshot), phase.keep, phase.patience, phase.peak),
             ]
         )
+        if index:  # later phases are trained by the retraining schedule, also those before any pruning
+            content["retrain"] = cfg["retrain"]
         if pruned or not alone:
-            content |= {k: cfg[k] for k in ("method", "companion", "criterion", "retrain")}
+            content |= {k: cfg[k] for k in ("method", "companion", "criterion")}
         keys[index] = address(content)
     return keys

@@ -73,6 +73,11 @@ class AP(Companion):
             raise ValueError(
                 f"companion.ap.share={share}: has no effect with companion.ap.mode={mode}; leave it null"
             )
+        if mode == "matched" and (start_cycle, scope, skip_first_layer) != (1, "global", False):
+            raise ValueError(
+                "companion.ap.mode=matched: AP takes no part, companion.ap.start_cycle, scope and "
+                "skip_first_layer have no effect; leave them at 1, global and false"
+            )
         if start_cycle < 1:
             raise ValueError(f"companion.ap.start_cycle={start_cycle}: must be 1 or more")
         if min_kept < 0:
@@ -107,15 +112,19 @@ class AP(Companion):
                 f"companion=[ap]: chooses single weights, sparsity.granularity={self.base.granularity} "
                 "prunes others; use sparsity.granularity=weight"
             )
-        super().check(run, asked)
+        total, alive, of_base = run.masks.total, run.masks.total, []
+        for event, sparsity in enumerate(asked, start=1):
+            keep = round((1 - sparsity) * total)
+            mine = self._part(alive - keep, event)
+            of_base += [1 - (keep + mine) / total if mine else sparsity] if keep + mine < alive else []
+            alive = keep
+        super().check(run, of_base or asked)
 
     def prune(self, run: Run, sparsity: float) -> None:
         """Let the base method remove its part, then remove the negative weights that moved least."""
         alive, total = run.masks.kept, run.masks.total
         keep = round((1 - sparsity) * total)
-        takes_part = self.mode != "matched" and run.clock.cycle + 1 >= self.start_cycle
-        share = 1.0 if self.mode == "solo" else SHARE if self.share is None else self.share
-        mine = round(share * (alive - keep)) if takes_part else 0
+        mine = self._part(alive - keep, run.clock.cycle + 1)
         sizes = run.masks.kept_per_layer
         if keep + mine < alive:
             self.base.prune(run, 1 - (keep + mine) / total if mine else sparsity)
@@ -130,6 +139,11 @@ class AP(Companion):
                 "companion.ap.mode=lite"
             )
         self.base.prune(run, sparsity)
+
+    def _part(self, removals: int, event: int) -> int:
+        """How many of the removals of a pruning event, counted from 1, AP chooses."""
+        share = {"solo": 1.0, "matched": 0.0}.get(self.mode, SHARE if self.share is None else self.share)
+        return round(share * removals) if event >= self.start_cycle else 0
 
     @torch.no_grad()
     def _without_unmoved(self, run: Run, count: int, sizes: dict[str, int]) -> Masks:
@@ -188,11 +202,13 @@ def _twice(phases: list[Phase]) -> list[Phase]:
             phase,
             name=f"{phase.name}a",
             sparsity=None,
+            weights=phase.uncontrolled or phase.weights,
+            uncontrolled=None,
             shuffle=None,
             snapshot=((START, "0it"), *phase.snapshot),
             auxiliary=True,
         )
-        plan += [first, replace(phase, weights=START)]
+        plan += [first, phase if phase.uncontrolled else replace(phase, weights=START)]
     return plan
 
 

@@ -46,6 +46,7 @@ class Phase:
       sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone. A
         function of the run where it depends on the layers' sizes; `settled` puts its value in.
       weights: after pruning, "keep" the weights, draw them again ("random"), or restore a snapshot by name.
+      uncontrolled: what `weights` would be without the control that this phase is; None if it is none.
       peak: learning rate that the schedule multiplies, in place of `optimizer.lr`; None keeps that.
       shuffle: control that permutes the new masks: within each layer, over all layers, or with the same
         sparsity in each layer ("even"); None keeps them.
@@ -62,6 +63,7 @@ class Phase:
     schedule: Schedule
     sparsity: float | Callable[[Any], float] | None = None
     weights: str = "keep"
+    uncontrolled: str | None = None
     peak: float | None = None
     shuffle: Literal["layerwise", "global", "even"] | None = None
     snapshot: tuple[tuple[str, str], ...] = ()

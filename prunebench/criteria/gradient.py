@@ -116,6 +116,14 @@ def check_images(run: Run, *, batches: int = 1, per_class: int | None = None) ->
         raise ValueError(
             f"criterion.batches={batches}: has no effect with criterion.per_class={per_class}; leave it at 1"
         )
+    if per_class is not None:
+        counts = run.data.class_counts()
+        fewest = min(range(len(counts)), key=counts.__getitem__)
+        if per_class > counts[fewest]:
+            raise ValueError(
+                f"criterion.per_class={per_class}: class {run.data.class_names[fewest]} has only "
+                f"{counts[fewest]} training images; lower it"
+            )
     size, images = run.data.batch_size, run.data.sizes["train"]
     if per_class is None and batches * size > images:
         raise ValueError(

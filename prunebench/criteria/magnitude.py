@@ -53,3 +53,6 @@ def no_scores(run: Run) -> dict[str, Tensor]:
     raise ValueError(
         "criterion=none: this method asks for scores; choose a criterion, such as criterion=magnitude"
     )
+
+
+no_scores.check = no_scores

@@ -209,6 +209,10 @@ class Data:
             for ids in chosen.flatten().to(self.device).split(size)
         ]
 
+    def class_counts(self) -> list[int]:
+        """Training images of each class."""
+        return torch.bincount(self._labels["train"].cpu(), minlength=self.num_classes).tolist()
+
     def _tables(self, seed: int, epoch: int) -> Tensor:
         """int64 [3, N] on the device: image, first byte of the crop in it, 1 where it is mirrored."""
         if self._drawn != (seed, epoch):

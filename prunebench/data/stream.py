@@ -196,6 +196,10 @@ class StreamData:
             )
         return list(self._plain("train", [ids.tolist() for ids in chosen.flatten().split(size)]))
 
+    def class_counts(self) -> list[int]:
+        """Training images of each class."""
+        return torch.bincount(self._labels, minlength=self.num_classes).tolist()
+
     def _plain(self, split: str, batches: Iterator[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         keys = ([(None, 0, index) for index in batch] for batch in batches)
         for batch in self._loader(split, keys):

@@ -104,6 +104,11 @@ class Pruner(Method):
                     f"criterion: {function.__name__} looks back on training, phase {p.name} trains nothing; "
                     "give it a length or choose another criterion"
                 )
+            if f and p.keep == "best":
+                raise ValueError(
+                    f"protocol.keep=best: criterion {function.__name__} looks back from the last epoch, "
+                    "which need not be the best one; use protocol.keep=last or another criterion"
+                )
         return [replace(p, snapshot=p.snapshot + needed) if f else p for p, f in zip(phases, follows)]
 
     def check(self, run: Run, asked: Sequence[float]) -> None:
@@ -119,15 +124,30 @@ class Pruner(Method):
             grain = 2 if self.granularity == "kernel" else None
             sizes = {n: math.prod(s[:grain]) for n, s in shapes.items()}
         allocation, total = self._allocation(run), sum(sizes.values())
+        if self.granularity == "kernel" and allocation in ("er", "erk", "uniform_plus"):
+            raise ValueError(
+                f"sparsity.allocation={allocation}: is defined on weights; with kernels use uniform, global "
+                "or lamp"
+            )
         for j, sparsity in enumerate(asked, start=1):
             if allocation not in ("global", "lamp"):
-                layer_counts(shapes, sizes, sparsity, allocation, min_kept=self.min_kept)
+                counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=self.min_kept)
+                self._check_sum(sum(counts.values()), total, sparsity, len(sizes))
             elif (keep := round((1 - sparsity) * total)) < self.min_kept * len(sizes):
                 raise ValueError(
                     f"sparsity.min_kept={self.min_kept}: needs {self.min_kept * len(sizes)} entries in "
                     f"{len(sizes)} layers, but round {j} with sparsity {sparsity:.12g} keeps {keep} of "
                     f"{total}; lower the sparsity or min_kept"
                 )
+
+    def _check_sum(self, kept: int, total: int, sparsity: float, layers: int) -> None:
+        """Refuse given sparsities per layer that are not those of a pruning event; each may be rounded."""
+        if isinstance(self.allocation, Mapping) and abs(kept - round((1 - sparsity) * total)) > layers:
+            raise ValueError(
+                f"sparsity.allocation={dict(self.allocation)}: leaves {kept} of {total} entries, a sparsity "
+                f"of {1 - kept / total:.6g}, but a pruning event asks for {sparsity:.6g}; use "
+                f"method=one_shot with sparsity.target={1 - kept / total:.6g}"
+            )
 
     def prune(self, run: Run, sparsity: float) -> None:
         """Set the masks to this sparsity by the criterion's scores."""

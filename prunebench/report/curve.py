@@ -214,6 +214,8 @@ def _sparsity_axis(axis: Any, factors: Sequence[float]) -> None:
         ticks = [1 / (1 - share / 20) for share in range(12) if 1 / (1 - share / 20) <= largest * 1.05]
         ticks = ticks[:: max(1, len(ticks) // 5)]
     else:
+        if min(factors) == largest:  # one point
+            axis.set_xlim(1, largest * 1.1)
         axis.set_xscale("log")
         ticks = [tick for tick in _series(largest) if tick <= largest * 1.05]
     axis.set_xticks(ticks, [f"{100 - 100 / tick:.6g}" for tick in ticks])

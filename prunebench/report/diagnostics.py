@@ -87,6 +87,7 @@ def readings(runs: Sequence[Run], names: Sequence[str], rows: Sequence[Sequence[
         for run, name, own in zip(runs, names, rows)
         if run.rounds
         for row in own
+        if not run.is_control or row["phase"] == run.rounds[-1]["phase"]
         for reading in _readings(run, name, row)
     ]
 
@@ -137,7 +138,12 @@ def layer_maps(
     known: dict[str, None] = {}
     for run, label, own in zip(runs, names, rows):
         ends = [
-            row for row in own if row["when"] == "end" and isinstance(row.get("layers"), list) and run.rounds
+            row
+            for row in own
+            if row["when"] == "end"
+            and isinstance(row.get("layers"), list)
+            and run.rounds
+            and (not run.is_control or row["phase"] == run.rounds[-1]["phase"])
         ]
         for row in ends:
             known |= dict.fromkeys(

@@ -71,7 +71,7 @@ def summarise(runs: Sequence[Run], names: Sequence[str], metric: str, *, rounds:
     """
     groups: dict[tuple, list[tuple[Run, int]]] = defaultdict(list)
     for run, name in zip(runs, names):
-        places = range(len(run.rounds)) if rounds else range(len(run.rounds))[-1:]
+        places = run.places if rounds else run.places[-1:]
         for place in places:
             row = run.rounds[place]
             identity, kind = run.identity, (row.get("cycle", 0), "") if rounds else (0, run.status)

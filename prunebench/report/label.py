@@ -21,6 +21,7 @@ USUAL = ("protocol", "iterative")  # goes without saying beside other protocols
 # Overrides that a table shows otherwise, or that are averaged over.
 TARGETS = ("sparsity.target", "protocol.target", "recipe.target")
 SHOWN = {"method", "companion", "model", "dataset", *TARGETS}
+ROUNDS = ("sparsity.rounds", "protocol.rounds", "recipe.rounds")  # where a rate is given, they say the target
 TELLS_NOTHING = {"name"}  # last words of keys that need the one before
 LONG = 16  # characters of a value that is left out where others tell as much
 
@@ -86,12 +87,16 @@ def _differing(members: Sequence[Run]) -> list[str]:
     (of an experiment, or of another version of the defaults) is one. Options that follow the seed
     (`dataset.noise_seed=${seed}`) make no difference.
     """
+    by_rate = all((run.configuration or run.overrides).get("sparsity.target") == "null" for run in members)
+    left_out = ROUNDS if by_rate else ()
     typed = dict.fromkeys(key for run in members for key in run.overrides if _tells(key, run))
+    typed = {key: None for key in typed if key not in left_out}
     keys = [key for key in typed if _differs(members, key)]
     if any(run.configuration is None for run in members):
         return keys
     distinct = {id(run.configuration): run for run in members}
     comparable = dict.fromkeys([*filter(_decides, keys), *_comparable(list(distinct.values()))])
+    comparable = [key for key in comparable if key not in left_out]
     decisive = [key for key in comparable if _differs(distinct.values(), key) and _differs(members, key)]
     kinds = {mark: tuple(_value(run, key) for key in decisive) for mark, run in distinct.items()}
     kind = [kinds[id(run.configuration)] for run in members]

@@ -44,6 +44,16 @@ class Run:
     totals: dict[str, Any]
 
     @property
+    def is_control(self) -> bool:
+        """Whether the last round is a control; the rounds before it are those of the run without it."""
+        return (self.configuration or self.overrides).get("protocol.control", "none") != "none"
+
+    @property
+    def places(self) -> range:
+        """Places in `rounds` of what the run itself stands for: all, or of a control the last."""
+        return range(len(self.rounds))[-1:] if self.is_control else range(len(self.rounds))
+
+    @property
     def target(self) -> float:
         """Sparsity asked at the end of the plan, a fraction."""
         if self.status == "partial":
@@ -166,7 +176,18 @@ def _json(path: Path) -> dict:
 
 
 def _identity(content: Mapping) -> dict[str, Any]:
-    left_out = ("version", "dense", "rounds", "final", "layers", "cost", "shared", "stored", "time")
+    left_out = (
+        "version",
+        "dense",
+        "rounds",
+        "final",
+        "layers",
+        "cost",
+        "shared",
+        "stored",
+        "time",
+        "metric_options",
+    )
     return flat({key: value for key, value in content.items() if key not in left_out})
 
 

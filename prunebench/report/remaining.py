@@ -29,7 +29,7 @@ class Share:
 
     def nearest(self, run: Run) -> dict | None:
         """The run's round nearest to the nominal share, of equal ones the last; None if none counts."""
-        there = [row for row in run.rounds if self.low <= left(row) <= self.high]
+        there = [run.rounds[i] for i in run.places if self.low <= left(run.rounds[i]) <= self.high]
         return min(reversed(there), key=lambda row: abs(left(row) - self.asked), default=None)
 
 
@@ -117,7 +117,7 @@ def every_share(runs: Sequence[Run]) -> list[Share]:
 
     Rounds within 3 % of each other are in one column; within less where that would join two rounds of a run.
     """
-    of_runs = [{left(row) for row in run.rounds} for run in runs]
+    of_runs = [{left(run.rounds[i]) for i in run.places} for run in runs]
     values = sorted(set().union(*of_runs), reverse=True)
     for tolerance in FINER:
         groups: list[list[float]] = []

@@ -63,8 +63,8 @@ def test_a_larger_grid_trains_only_what_is_new(prune, search, runs):
     assert [b["valid"] for b in large["cycles"][0]["branches"][:2]] == [
         b["valid"] for b in small["cycles"][0]["branches"]
     ]
-    if large["cycles"][0]["best"] == small["cycles"][0]["best"]:
-        assert len(branches()) < 6 + 9
+    new = {p for p in branches() if p not in before}
+    assert len([p for p in new if len(json.loads(p.read_text())["rounds"]) == 1]) == 1, "one new dense branch"
 
 
 def test_a_killed_search_goes_on_and_ends_the_same(started, prune, runs, until, search):
@@ -90,6 +90,39 @@ def test_weights_of_branches_that_lost_are_not_kept(prune, runs):
             assert kept == (branch["max_lr"] == cycle["best"])
     stored = [p.parent.name for p in Path("runs/.shared").glob("*/checkpoint.pt")]
     assert len(stored) == len(content["cycles"])
+
+
+def test_a_peak_that_diverges_is_out_and_the_search_goes_on(prune, search):
+    outcome = prune("protocol=oracle", "schedule=constant", "protocol.grid=[0.1,1e30]", "trainer.quiet=false")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "peak 1e+30: out of the search, training diverged" in outcome.out
+    assert "try a lower peak of this phase (now 1e+30)" in outcome.out
+    assert [cycle["diverged"] for cycle in search()["cycles"]] == [[1e30]] * 3
+    assert [cycle["best"] for cycle in search()["cycles"]] == [0.1] * 3
+
+
+def test_a_grid_that_diverges_as_a_whole_ends_the_run(prune):
+    outcome = prune("protocol=oracle", "schedule=constant", "protocol.grid=[1e30,2e30]")
+    assert outcome.code == 1
+    assert outcome.line.startswith("prune-run: training diverged")
+
+
+def test_states_of_both_trainings_of_branches_that_lost_are_dropped(prune, runs):
+    assert prune(*ORACLE, "companion=[ap]", "companion.ap.mode=pro").code == 0
+    stored = [p.parent.name for p in Path("runs/.shared").glob("*/checkpoint.pt")]
+    assert len(stored) == 5, "dense, and two trainings of each of two rounds"
+
+
+def test_a_branch_that_another_search_is_training_is_waited_for(prune, started, until, search):
+    longer = ("protocol.dense=300it", "protocol.retrain=3it")
+    other = started(*ORACLE, *longer, "protocol.tolerance=0.1")
+    until(lambda: list(Path("runs/.oracle").glob("*/metrics.jsonl")) or other.poll() is not None)
+    assert prune(*ORACLE, *longer).code == 0
+    assert other.wait(timeout=60) == 0
+
+
+def test_quiet_is_quiet(prune):
+    assert prune(*ORACLE, "trainer.quiet=true").out == ""
 
 
 def test_typed_again_it_says_that_it_is_done(prune):

@@ -63,6 +63,39 @@ def test_rows_of_trainings_that_only_serve_a_pruning_event_are_marked(prune, run
     ]
 
 
+def test_retraining_schedules_share_no_training_before_pruning(prune, runs, result):
+    pro = ("method=lth", "companion=[ap]", "companion.ap.mode=pro")
+    prune("-m", *pro, "retrain=same,constant")
+    prune(*pro, "retrain=constant", "trainer.share=none", "out=alone")
+    shared = next(d for d in runs() if d.name == runs("alone")[0].name)
+    assert weights(shared) == weights(runs("alone")[0])
+    assert result(shared)[0]["rounds"] == result(runs("alone")[0])[0]["rounds"]
+
+
+def test_a_control_of_pro_trains_the_mask_that_pro_finds(prune, runs):
+    pro = (*ROUNDS, "companion=[ap]", "companion.ap.mode=pro")
+    prune(*pro, "out=plain")
+    prune(*pro, "protocol.control=reinit", "out=reinit")
+    masks = [(runs(out)[0] / "masks.safetensors").read_bytes() for out in ("plain", "reinit")]
+    assert masks[0] == masks[1]
+    assert weights(runs("plain")[0]) != weights(runs("reinit")[0])
+
+
+def test_a_run_without_a_dense_control_shows_no_change(prune, runs, result):
+    outcome = prune("method=snip", "model=lenet300", "dataset=synthetic", "protocol.dense=6it", tiny=False)
+    assert outcome.code == 0
+    assert result(runs()[0])[0]["rounds"][0]["delta"] is None
+    assert "+0.00" not in outcome.out
+
+
+def test_metrics_that_a_finished_run_measured_otherwise_are_refused(prune):
+    assert prune("metrics=[learning_distance]").code == 0
+    assert prune("metrics=[learning_distance]").code == 0
+    other = prune("metrics=[learning_distance]", "metrics.learning_distance.every=end")
+    assert other.code == 2
+    assert "is done and did not measure learning_distance in this way" in other.line
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

@@ -45,6 +45,24 @@ MISTAKES = {  # typed -> what the one line must say, in this order
     "metrics=[learning_distance] metrics.learning_distance.every=5": (
         "metrics.learning_distance.every=5: must be",
     ),
+    "protocol.peaks=[0.1,0.2,0.1] optimizer.lr=0.3": ("optimizer.lr=0.3: has no effect", "protocol.peaks"),
+    "protocol=oracle optimizer.lr=0.3": ("optimizer.lr=0.3: has no effect", "protocol.grid"),
+    "protocol=oracle dataset.validation=0.0005": ("protocol=oracle", "dataset.validation=0.1"),
+    "protocol=oracle schedule=warmup_step metrics=[mask_overlap] metrics.mask_overlap.every=end": (
+        "metrics.mask_overlap.every=end",
+    ),
+    "companion=[ap] companion.ap.mode=matched companion.ap.scope=layer": (
+        "companion.ap.mode=matched",
+        "scope",
+    ),
+    "companion=[ap] sparsity.allocation={fc1.weight:0.5,fc2.weight:0.5,fc3.weight:0.5}": (
+        "sparsity.allocation",
+        "a sparsity of 0.5",
+    ),
+    "sparsity.allocation={fc1.weight:0.5,fc2.weight:0.5,fc3.weight:0.5}": ("a sparsity of 0.5", "one_shot"),
+    "sparsity.granularity=kernel sparsity.allocation=erk": ("sparsity.allocation=erk", "with kernels"),
+    "criterion=weight_change protocol.keep=best": ("protocol.keep=best", "weight_change"),
+    "criterion=none": ("criterion=none", "criterion=magnitude"),
     "protocol.rewind_to=2it": ("protocol.rewind_to=2it", "protocol.weights=rewind"),
     "seed": ("seed", "write KEY=VALUE"),
     "sparsity.exclude=[fc1": ("sparsity.exclude=[fc1", "write KEY=VALUE"),

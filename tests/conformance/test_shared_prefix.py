@@ -41,6 +41,53 @@ def test_a_run_that_takes_shared_phases_from_the_store_equals_one_that_trains_th
     assert json.loads((whole.directory / "result.json").read_text())["shared"] == []
 
 
+@pytest.mark.parametrize("mode", ["lite", "pro", "solo", "matched"])
+def test_every_mode_of_ap_equals_itself_without_the_store(mode, tmp_path):
+    options = (f"companion.ap.mode={mode}", "sparsity.target=0.4", "trainer.share=all")
+    overrides = kit.tiny(kit.Case("imp", "ap"), "lenet300", *options)
+    alone = kit.recorded(overrides, tmp_path / "alone").fit()
+    kit.recorded((*overrides, "sparsity.target=0.3"), tmp_path / "1", store=tmp_path / "store").fit()
+    for name in ("2", "3"):  # the second takes everything from the first
+        shared = kit.recorded(overrides, tmp_path / name, store=tmp_path / "store").fit()
+        assert kit.differences(kit.on_disk(tmp_path / "alone"), kit.on_disk(tmp_path / name)) == []
+    assert kit.differences(kit.state_of(alone)["run"]["model"], kit.state_of(shared)["run"]["model"]) == []
+
+
+def test_a_state_that_does_not_match_its_address_is_not_given_to_others(tmp_path):
+    """Resumed with a metric that the interrupted run did not have: rows of the phase miss its values."""
+    plain = kit.tiny(kit.Case("imp"), "lenet300", "trainer.share=dense", "trainer.checkpoint_every=4it")
+    metric = (*plain, "metrics=[learning_distance]", "metrics.learning_distance.every=2it")
+    killed = kit.recorded(plain, tmp_path / "1", store=tmp_path / "store")
+    settled = killed.recorder.settled
+
+    def stop(run, method, phase):
+        settled(run, method, phase)
+        if run.clock.total == 9:
+            raise KeyboardInterrupt
+
+    killed.recorder.settled = stop
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit()
+    kit.recorded(metric, tmp_path / "1", store=tmp_path / "store").fit()
+    assert not list((tmp_path / "store").glob("*/checkpoint.pt"))
+    whole = kit.recorded(metric, tmp_path / "2", store=tmp_path / "store", kind=watch.Witness).fit()
+    assert whole.recorder.steps == whole.run.clock.total
+
+
+@pytest.mark.parametrize("change", ["retrain=constant", "companion.ap.mode=solo"])
+def test_addresses_of_later_phases_name_what_trains_and_prunes_them(change):
+    def keys(*more):
+        case = kit.tiny(
+            kit.Case("lth", "ap"), "lenet300", "trainer.share=all", "companion.ap.mode=pro", *more
+        )
+        parts = kit.assemble(case)
+        return store.prefix_keys(parts.cfg, parts.plan, parts.run, parts.method, 1)
+
+    before, after = keys(), keys(change)
+    assert before[0] == after[0]
+    assert all(before[i] != after[i] for i in after if i)
+
+
 def test_a_run_killed_after_taking_a_shared_phase_resumes_to_the_same_end(traced, tmp_path):
     case = kit.Case("imp")
     whole = traced(case, "wrn")

@@ -16,7 +16,7 @@ from prunebench.criteria.lookahead import lookahead
 from prunebench.criteria.magnitude import lamp, magnitude
 from prunebench.criteria.synflow import synflow
 from prunebench.methods.pruner import Pruner
-from tests.unit.toy_nets import Images, Small, backward, close, flat, run_of, small_run, toy_run
+from tests.unit.toy_nets import backward, close, flat, run_of, small_run, toy_run
 
 torch.set_num_threads(1)
 
@@ -166,7 +166,7 @@ def test_two_rounds_keep_exactly_what_is_asked_and_pruned_weights_stay_away(scor
         (partial(taylor, batches=9), "criterion.batches=9"),
         (partial(taylor, batches=1, form="sum"), "criterion.form=sum: must be weight or unit"),
         (partial(taylor, batches=1, form="unit", bn_mode="train"), "use criterion.bn_mode=eval"),
-        (partial(grasp, temperature=0.0), "criterion.temperature=0.0: must be above 0"),
+        (partial(grasp, temperature=0.0, per_class=1), "criterion.temperature=0.0: must be above 0"),
         (partial(grasp, per_class=0), "criterion.per_class=0"),
         (partial(obd, batches=1, probes=0), "criterion.probes=0: must be 1 or more"),
         (partial(obd_fisher, batches=9), "criterion.batches=9"),
@@ -177,11 +177,8 @@ def test_options_out_of_range_are_refused_by_their_key(score, text):
         score(small_run())
 
 
-def test_too_few_images_of_a_class_are_told_with_the_option():
-    class Few(Images):
-        def scoring(self, generator, **keywords):
-            raise ValueError("per_class=9: must lie in [1, 3], the training images of class a")
-
-    run = run_of(Small(), Few(small_run().data.x, small_run().data.y, 5))
-    with pytest.raises(ValueError, match=r"^criterion\.per_class=9: must lie in \[1, 3\]"):
-        snip(run, per_class=9)
+def test_too_few_images_of_a_class_are_told_before_training():
+    run = small_run()
+    fewest = min(run.data.class_counts())
+    with pytest.raises(ValueError, match=rf"^criterion\.per_class=99: class [ab] has only {fewest} training"):
+        snip.check(run, batches=1, per_class=99, bn_mode="train")

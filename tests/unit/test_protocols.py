@@ -138,7 +138,7 @@ def test_differences_of_lengths_have_no_rounding_noise():
 def test_control_changes_the_last_round_only(control, shuffle):
     plan, controlled = iterative(weights="init"), iterative(weights="init", control=control)
     assert controlled[:-1] == plan[:-1]
-    assert controlled[-1] == replace(plan[-1], weights="random", shuffle=shuffle)
+    assert controlled[-1] == replace(plan[-1], weights="random", uncontrolled="init", shuffle=shuffle)
 
 
 def test_keep_and_patience_hold_for_every_phase():
@@ -287,7 +287,8 @@ def at_init(**options):
 
 def test_at_init_prunes_before_its_only_training_under_the_training_schedule():
     assert at_init() == [Phase("train", "40ep", cosine, sparsity=0.9)]
-    assert at_init(control="reinit") == [Phase("train", "40ep", cosine, sparsity=0.9, weights="random")]
+    reinit = Phase("train", "40ep", cosine, sparsity=0.9, weights="random", uncontrolled="keep")
+    assert at_init(control="reinit") == [reinit]
     assert at_init(control="random_layerwise")[0].shuffle == "layerwise"
 
 

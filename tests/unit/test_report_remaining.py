@@ -172,3 +172,35 @@ def test_a_value_that_is_missing_or_not_finite_leaves_its_cell_empty(tmp_path, c
     assert [cell and cell.values for cell in panel.rows[0].cells] == [{0: 0.9}, None, {0: 0.7}]
     (panel,) = panels(tmp_path, "100,80,64", "top5")
     assert [cell is None for cell in panel.rows[0].cells] == [False, True, True]
+
+
+def test_a_control_stands_for_its_last_round_only_and_its_depths_share_a_row(tmp_path):
+    settings = {"target": None, "rate": RATE, "allocation": "global", "granularity": "weight"}
+    configuration = {"sparsity": {"target": None, "rate": RATE}, "protocol": {"control": "none"}}
+    for seed in (0, 1):
+        values = [0.85, 0.8, 0.75, 0.7]
+        put(tmp_path, f"t{seed}", rounds(values), seed=seed, method="lth", sparsity=settings)
+        write_configuration(tmp_path / f"t{seed}", configuration, rounds=4)
+        for depth in (2, 4):
+            name = f"c{seed}{depth}"
+            put(
+                tmp_path,
+                name,
+                rounds([*values[: depth - 1], 0.5]),
+                seed=seed,
+                method="lth",
+                sparsity=settings,
+            )
+            control = configuration | {"protocol": {"control": "reinit"}}
+            write_configuration(tmp_path / name, control, rounds=depth)
+    (panel,) = panels(tmp_path)
+    rows = {row.label: [cell and cell.mean_std[0] for cell in row.cells] for row in panel.rows}
+    assert rows == {
+        "lth control=none": pytest.approx([0.9, 0.85, 0.8, 0.75, 0.7]),
+        "lth control=reinit": [None, None, 0.5, None, 0.5],
+    }
+
+
+def write_configuration(directory, content, *, rounds):
+    content = content | {"sparsity": content["sparsity"] | {"rounds": rounds}}
+    (directory / "config.yaml").write_text(json.dumps(content))  # JSON is YAML

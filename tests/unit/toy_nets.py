@@ -68,6 +68,11 @@ class Images:
         self.x, self.y, self.batch_size, self.num_classes = x, y, batch_size, 2
         self.shape, self.sizes, self.asked = tuple(x.shape[1:]), {"train": len(y)}, []
 
+    class_names = ("a", "b")
+
+    def class_counts(self):
+        return torch.bincount(self.y, minlength=2).tolist()
+
     def scoring(self, generator, *, batches=1, per_class=None):
         self.asked.append({"batches": batches, "per_class": per_class})
         if per_class is None:
