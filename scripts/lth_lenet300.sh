@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lottery tickets with LeNet-300-100, layer by layer, against reinitialised tickets and random masks: the
-# form of figures 3 and 4 of arXiv 1803.03635. The controls replace the last round, so that each share of
-# remaining weights is a run of its own; all of them share their rounds before it.
+# form of figures 3 and 4 of arXiv 1803.03635. A control replaces the last round, so that each share of
+# remaining weights is a run of its own; all of them share the rounds of the run without control.
 set -euo pipefail
 source "$(dirname "$0")/scale.sh"
 
@@ -24,6 +24,6 @@ case $scale in
 esac
 common=(experiment=lth_lenet300 trainer.share=all "${setting[@]}")
 
-run "${common[@]}" "sparsity.rounds=$depths"
+run "${common[@]}" "sparsity.rounds=${depths##*,}"
 run "${common[@]}" "sparsity.rounds=$depths" protocol.control=reinit,random_layerwise
 report --remaining "$columns"
