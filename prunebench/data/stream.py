@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from prunebench.core.run import generator, seeded
 from prunebench.data.archives import Reader
+from prunebench.data.draw import choose, choose_balanced
 from prunebench.data.images import open_image
-from prunebench.data.loader import choose, choose_balanced, part
+from prunebench.data.loader import part
 from prunebench.data.normalize import Normalize
 
 Files = tuple[Sequence[str], Tensor]  # names in the source, labels int64 [N]
@@ -189,7 +190,7 @@ class StreamData:
         """Distinct random training images, resized and centre-cropped, as `Data.scoring`."""
         size = batch_size or self.batch_size
         if per_class is None:
-            chosen = choose(generator, batches=batches, batch_size=size, data=self)
+            chosen = choose(generator, batches=batches, batch_size=size, images=self.sizes["train"])
         else:
             chosen = choose_balanced(
                 generator, self._labels, per_class=per_class, class_names=self.class_names

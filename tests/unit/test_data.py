@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from prunebench.core.run import generator
-from prunebench.data.loader import Data, draw_epoch
+from prunebench.data.draw import draw_epoch
+from prunebench.data.loader import Data
 
 torch.set_num_threads(1)
 
