@@ -15,7 +15,7 @@ class WandB:
     """Writes history, configuration, summary and picture; the run's id is the name of its result directory.
 
     Offline there is one folder, `<result directory>/wandb/offline-run-*`. A killed process leaves it
-    incomplete, so a resumed run writes all of it again and removes the old one; only the speed of earlier
+    incomplete, so a resumed run removes it and writes all of it again; only the speed of earlier
     epochs is lost. Online the service knows the step to go on from.
 
     Args:
@@ -58,7 +58,9 @@ class WandB:
         """Begin the run, or go on with the one of the same id."""
         import wandb
 
-        earlier = list((about.directory / "wandb").glob(f"offline-run-*-{about.name}"))
+        if self.mode == "offline":
+            for folder in (about.directory / "wandb").glob(f"offline-run-*-{about.name}"):
+                shutil.rmtree(folder)
         quiet = {"silent": True, "console": "off", "disable_git": True, "disable_code": True}
         local = {"x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True}
         self._run = wandb.init(
@@ -78,9 +80,6 @@ class WandB:
         )
         if self.mode == "online":
             self._first = self._run.starting_step
-            return {}
-        for folder in earlier:
-            shutil.rmtree(folder, ignore_errors=True)
         return {}
 
     def log(self, values: Mapping[str, float], step: int) -> None:
