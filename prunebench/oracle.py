@@ -10,8 +10,7 @@ far and one value of the grid for the phase that is searched; everything before 
 shared store, so that a branch trains one phase. Branches begin with the same masks and weights and see the
 same batches. Each has a directory of its own under `<out>/.oracle`, addressed by its configuration: an
 interrupted search goes on, and a larger grid trains only what is new. Once a phase is decided, of the
-branches that lost only the numbers are kept. Metrics are measured, and trackers
-fed, along the winners only.
+branches that lost only the numbers are kept. Metrics are measured, and trackers fed, along the winners only.
 
 The run's own directory holds the run along the winners, equal bit for bit to one with protocol=iterative and
 those peaks, and `oracle.json`: every branch, the winners, the intervals and what the search cost.
