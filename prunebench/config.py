@@ -22,7 +22,7 @@ GIVEN_BY_CODE = {
     *("base", "p", "run", "params", "device", "batch_size", "schedule", "retrain_schedule"),
     *("in_channels", "num_classes", "image_size"),
 }
-NOT_IN_ID = ("hydra", "out", "plan", "recipe", "logger", "metrics")
+NOT_IN_ID = ("hydra", "out", "plan", "recipe", "metrics", "tracker")
 NOT_IN_ID_OF_TRAINER = (
     *("device", "threads", "checkpoint_every", "checkpoint_seconds"),
     *("share", "store", "quiet"),
@@ -31,7 +31,7 @@ NOT_IN_ID_OF_TRAINER = (
 LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
-    *("companion", "metrics", "trainer", "experiment"),
+    *("companion", "metrics", "tracker", "trainer", "experiment"),
 )
 TRUSTED = ("prunebench.", "torch.")
 
@@ -90,6 +90,7 @@ class Config:
     method: Any = MISSING
     companion: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    tracker: dict[str, Any] = field(default_factory=dict)
     trainer: Trainer = field(default_factory=Trainer)
     seed: int = 0
     out: str = "runs"

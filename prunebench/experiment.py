@@ -1,7 +1,9 @@
 """One run from its configuration: assemble the parts, train, and leave a result directory."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from prunebench.metrics.cost import count_macs
 from prunebench.record import Recorder
 from prunebench.result import write_final
 from prunebench.store import open_store
+from prunebench.trackers.session import Session, about_run
 
 
 class Busy(ValueError):
@@ -74,6 +77,7 @@ def run_experiment(
     threads = set_threads(trainer["threads"], jobs=jobs)
     if device.type == "cpu":
         keep_freed_memory()
+    trackers = make_trackers(cfg, instantiate)
     run, method, plan, make_optimizer, metrics = prepare(
         cfg, device=device, instantiate=instantiate, rank=rank, world=world, phases=phases
     )
@@ -122,13 +126,44 @@ def run_experiment(
         )
         try:
             recorder.begin(run, method, make_optimizer)
-            fit(plan, run, method, make_optimizer, recorder)
+            with tracked(recorder, trackers, about_run(cfg, choices, directory), run):
+                fit(plan, run, method, make_optimizer, recorder)
         finally:
             recorder.close()
     finally:
         lock.release()
         parallel.stop()
     return "done"
+
+
+def make_trackers(cfg: Mapping[str, Any], instantiate: Instantiate) -> dict[str, Any]:
+    """The trackers that are asked for, name -> tracker; none is imported that is not.
+
+    Raises:
+      ValueError: if a package is missing, or an option cannot work.
+    """
+    trackers = instantiate({"tracker": cfg["tracker"]})["tracker"]  # with their group, which errors name
+    for tracker in trackers.values():
+        tracker.check()
+    return trackers
+
+
+@contextmanager
+def tracked(recorder: Recorder, trackers: Mapping[str, Any], about: Any, run: Run) -> Iterator[None]:
+    """Tell the trackers, if any, what the recorder of the first process writes inside the block."""
+    if not trackers or recorder.rows is None:
+        yield
+        return
+    session = Session(trackers, about, batch_size=run.data.batch_size, step=run.clock.total)
+    try:
+        before = time.monotonic()
+        session.start()
+        recorder.rows.tell(session)
+        recorder.started += time.monotonic() - before  # of the phase, which has not begun to train
+        yield
+        session.finish()
+    finally:
+        session.close()
 
 
 def prepare(cfg: Mapping[str, Any], *, instantiate: Instantiate, **where: Any) -> tuple:

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -123,11 +123,25 @@ class Losses:
         self.count = 0
 
 
+class Listener(Protocol):
+    """Is told every row of a run, and must neither fail nor change anything in it."""
+
+    def earlier(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All rows of the file: of the run before it was interrupted, or of a shared prefix, taken over."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A row that has just been written."""
+
+    def sync(self) -> None:
+        """All rows so far are on the disk, a checkpoint is about to count on them."""
+
+
 class Rows:
     """metrics.jsonl: one JSON object per line, appended, and cut back to where a checkpoint was written."""
 
     def __init__(self, path: Path):
         self.path = path
+        self._listener: Listener | None = None
         self._file = open(path, "ab")  # noqa: SIM115 (open for the life of the run)
 
     def cut(self, size: int) -> None:
@@ -144,9 +158,16 @@ class Rows:
         self._file.truncate(size)
         self._file.seek(0, os.SEEK_END)
 
+    def tell(self, listener: Listener) -> None:
+        """Tell a listener all rows so far, and from now on every row."""
+        self._listener = listener
+        listener.earlier([json.loads(line) for line in self.content().splitlines()])
+
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row; it is on the disk after the next `sync`."""
         self._file.write(json.dumps(row).encode() + b"\n")
+        if self._listener is not None:
+            self._listener.row(row)
 
     def write_at(self, run: Run, phase: Phase, kind: str, **values: Any) -> None:
         """Append a row that says where in the plan the run stands."""
@@ -159,6 +180,8 @@ class Rows:
         """Put everything on the disk; the size of the file in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
+        if self._listener is not None:
+            self._listener.sync()
         return self._file.tell()
 
     def content(self) -> bytes:
@@ -171,6 +194,8 @@ class Rows:
         self._file.close()
         checkpoint.write_atomically(self.path, lambda file: file.write(content))
         self._file = open(self.path, "ab")  # noqa: SIM115 (open for the life of the run)
+        if self._listener is not None:
+            self.tell(self._listener)
 
     def close(self) -> None:
         """Close the file."""

@@ -250,7 +250,7 @@ def _with_group(message: str, built: str) -> str:
     """
     target = re.search(r"target '(prunebench\.(\w+)\.[\w.]+)'", built)
     option = re.match(r"(\w+)=", message)
-    place = re.search(r"full_key: (metrics\.\w+)", built)  # there may be several metrics
+    place = re.search(r"full_key: ((?:metrics|tracker)\.\w+)", built)  # there may be several of these
     group = place[1] if place else overview.PLURALS.get(target[2]) if target else None
     if option is None or group is None or option[1] in (*config.GROUPS, *config.GIVEN_BY_CODE):
         return message

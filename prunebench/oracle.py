@@ -10,7 +10,7 @@ far and one value of the grid for the phase that is searched; everything before 
 shared store, so that a branch trains one phase. Branches begin with the same masks and weights and see the
 same batches. Each has a directory of its own under `<out>/.oracle`, addressed by its configuration: an
 interrupted search goes on, and a larger grid trains only what is new. Once a phase is decided, of the
-branches that lost only the numbers are kept. Metrics are measured along the winners only.
+branches that lost only the numbers are kept. Metrics are measured, and trackers fed, along the winners only.
 
 The run's own directory holds the run along the winners, equal bit for bit to one with protocol=iterative and
 those peaks, and `oracle.json`: every branch, the winners, the intervals and what the search cost.
@@ -26,7 +26,15 @@ from typing import Any
 
 from prunebench.config import run_id
 from prunebench.core import parallel
-from prunebench.experiment import Busy, Instantiate, is_done, make_directory, prepare, run_experiment
+from prunebench.experiment import (
+    Busy,
+    Instantiate,
+    is_done,
+    make_directory,
+    make_trackers,
+    prepare,
+    run_experiment,
+)
 from prunebench.journal import Diverged, Interrupted
 from prunebench.machine import pick_device
 from prunebench.report.oracle import branch_line, oracle_lines
@@ -88,7 +96,7 @@ def run_oracle(
     for number, phase in enumerate(plan):
         branches, results, diverged = [], [], []
         for place, peak in enumerate(grid, start=1):
-            branch_cfg = along(cfg, [*peaks, peak], len(plan)) | {"metrics": {}}
+            branch_cfg = along(cfg, [*peaks, peak], len(plan)) | {"metrics": {}, "tracker": {}}
             folder = _folder(cfg) / f"{run_id(branch_cfg)}-{number + 1}"
             name = f"{phase.name} {place} of {len(grid)}, peak {peak:g}"
             shown = Branch(display, name, heading if number + place == 1 else "")
@@ -179,6 +187,7 @@ def _checked_plan(cfg: Mapping[str, Any], instantiate: Instantiate) -> list[Any]
             "protocol=oracle: searches in one process; leave torchrun out, or spread seeds over processes "
             "with -m seed=0,1 hydra/launcher=joblib"
         )
+    make_trackers(cfg, instantiate)
     path = along(cfg, [cfg["protocol"]["grid"][0]], len(plan))
     run, *_ = prepare(path, device=pick_device(cfg["trainer"]["device"]), instantiate=instantiate)
     if not run.data.sizes["valid"]:

@@ -16,7 +16,7 @@ EXAMPLES = """\
 """
 LISTED = (
     *("method", "companion", "model", "dataset", "criterion", "schedule", "retrain", "protocol"),
-    *("sparsity", "metrics", "optimizer", "trainer", "experiment"),
+    *("sparsity", "metrics", "tracker", "optimizer", "trainer", "experiment"),
 )
 PLURALS = {
     "methods": "method",
@@ -27,6 +27,7 @@ PLURALS = {
     "criteria": "criterion",
     "schedules": "schedule",
     "protocols": "protocol",
+    "trackers": "tracker",
     "optimizers": "optimizer",
     "experiments": "experiment",
 }

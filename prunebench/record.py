@@ -68,7 +68,7 @@ class Recorder:
         self.pruned_test: dict[str, float] | None = None
         self.seconds = 0.0  # of this phase, before this process took it up
         self.started = time.monotonic()
-        self._rows: Rows | None = None
+        self.rows: Rows | None = None
         self._shown = Shown(display, plan)
         self._top1: float | None = None
 
@@ -87,17 +87,17 @@ class Recorder:
         self._checkpoints = Checkpoints(path, every=steps, seconds=self.checkpoint_seconds)
         self._losses = Losses(spe, run.device)
         self._make_optimizer = make_optimizer
-        self._rows = Rows(self.directory / "metrics.jsonl") if run.rank == 0 else None
+        self.rows = Rows(self.directory / "metrics.jsonl") if run.rank == 0 else None
         self.started = time.monotonic()
         if path.exists():
             extra = self._load(checkpoint.load(path), path, run, method)
-            if self._rows is not None:
-                self._rows.cut(extra["rows"])
+            if self.rows is not None:
+                self.rows.cut(extra["rows"])
             self.pure = self.pure and extra["keys"] == self.store.keys
             where = [*(f"phase {p.name}" for p in self.plan), "the end"][run.clock.phase]
             self.display.event(f"resumed at {where}, step {run.clock.step} of it ({run.clock.total} in all)")
-        elif self._rows is not None:
-            self._rows.cut(0)
+        elif self.rows is not None:
+            self.rows.cut(0)
         if run.clock.step == 0:
             self._give(run)  # unless that was done before the interruption
             self._look_into_store(run, method)
@@ -124,7 +124,7 @@ class Recorder:
             return
         index, folder = found
         self._load(self.store.content(index, method), folder / "checkpoint.pt", run, method)
-        self._rows.replace((folder / "metrics.jsonl").read_bytes())
+        self.rows.replace((folder / "metrics.jsonl").read_bytes())
         name = self.plan[index].name
         self.shared = [{"phase": name, "key": folder.name}]
         self.display.event(f"{name}: taken from the shared store ({folder.name}), not trained again")
@@ -135,7 +135,7 @@ class Recorder:
         """Put the state at the end of the last phase into the store, if it belongs there."""
         ended = run.clock.phase - 1
         if self.pure and ended in self.store.keys:
-            self.store.put(ended, self._rows.content(), partial(copy_checkpoint, self._checkpoints.path))
+            self.store.put(ended, self.rows.content(), partial(copy_checkpoint, self._checkpoints.path))
 
     # What the loop tells
 
@@ -216,7 +216,7 @@ class Recorder:
             final = self._round(run, method, self.plan[-1], None, 0.0)
             self.rounds.append(final | {"phase": "final", "epochs": 0.0, "steps": 0})
         if run.rank == 0:
-            self._rows.sync()
+            self.rows.sync()
             self.export(run, method)
             result = assemble(run, self)
             write_json(self.directory / "result.json", result)
@@ -225,8 +225,8 @@ class Recorder:
 
     def close(self) -> None:
         """Close the rows' file and let go of the store's lock."""
-        if self._rows is not None:
-            self._rows.close()
+        if self.rows is not None:
+            self.rows.close()
         self.store.release()
 
     # Parts of the above
@@ -276,16 +276,16 @@ class Recorder:
         return measured
 
     def _row(self, run: Run, phase: Phase, kind: str, **values: Any) -> None:
-        if self._rows is not None:
-            self._rows.write_at(run, phase, kind, **values)
+        if self.rows is not None:
+            self.rows.write_at(run, phase, kind, **values)
 
     def _save(self, run: Run, method: Method) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is."""
-        if self._rows is None:
+        if self.rows is None:
             self._checkpoints.begin(run)
             return
         extra = {
-            "rows": self._rows.sync(),
+            "rows": self.rows.sync(),
             "rounds": self.rounds,
             "trained": self.ledger.entries,
             "seconds": self._phase_seconds(),

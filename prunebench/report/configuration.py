@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # What cannot change a result, as in prunebench.config, whose ids leave it out; a test compares the two.
-IRRELEVANT = ("hydra", "out", "plan", "logger", "metrics", "seed")
+IRRELEVANT = ("hydra", "out", "plan", "metrics", "tracker", "seed")
 IRRELEVANT_OF_TRAINER = (
     "device",
     "threads",

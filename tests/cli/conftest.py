@@ -132,3 +132,24 @@ def until():
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """Ends the next run right after trackers were told its n-th row, without a checkpoint of that moment."""
+
+    def at(number):
+        from prunebench.trackers.session import Session
+
+        seen, tell = [], Session.row
+
+        def row(self, row):
+            tell(self, row)
+            seen.append(row)
+            if len(seen) == number:
+                monkeypatch.setattr(Session, "row", tell)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Session, "row", row)
+
+    return at

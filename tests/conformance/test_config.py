@@ -61,7 +61,7 @@ def commands() -> list[tuple[str, ...]]:
         if group == "recipe":
             dataset = next(d for d in overview.options("dataset") if name.startswith(f"{d}_"))
             lines.append((f"dataset={dataset}", f"model={name[len(dataset) + 1 :]}"))
-        elif group in ("companion", "metrics"):
+        elif group in ("companion", "metrics", "tracker"):
             lines.append((f"{group}=[{name}]",))
         elif group not in apart:
             lines.append((f"{group}={name}",))
@@ -113,6 +113,7 @@ def test_run_ids_are_those_of_earlier_versions(overrides):
         "trainer.threads=2",
         "trainer.share=none",
         "trainer.quiet=true",
+        "tracker=[tensorboard,wandb,mlflow]",
     ],
 )
 def test_what_cannot_change_a_result_does_not_change_the_run_id(same):

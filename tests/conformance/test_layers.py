@@ -29,6 +29,7 @@ BELOW = {
     "store": {"core", "journal"},
     "result": {"core", "metrics"},
     "ledger": {"core"},
+    "trackers": {"core", "report"},
     "record": {"core", "journal", "ledger", "metrics", "result", "store"},
     "machine": {"core", "models"},
     "assembly": {"core", "data", "machine"},
@@ -37,6 +38,7 @@ BELOW = {
 TOP = {"cli", "launch", "config", "experiment", "explain", "oracle"}  # may import everything
 KNOW_HYDRA = {"config.py", "launch.py", "explain.py"}
 HEAVY = {"torchvision", "timm", "matplotlib", "torch_pruning", "sklearn", "scipy", "pandas"}
+HEAVY |= {"tensorboard", "wandb", "mlflow"}
 
 
 def imports(path: Path, *, everywhere: bool) -> set[str]:

@@ -98,7 +98,7 @@ class Witness(Recorder):
         self._look(run)
         if run.clock.total in self.crash_at:
             self.states[run.clock.total] = clone(method.state_dict())
-            self._rows.content()  # flushes
+            self.rows.content()  # flushes
             target = self.directory / f"crash-{run.clock.total}"
             target.mkdir()
             for name in ("checkpoint.pt", "metrics.jsonl"):
