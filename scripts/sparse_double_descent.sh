@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sparse double descent with LeNet-300-100: accuracy over sparsity with wrong training labels, at two shares
-# of them and without any (noise/), and by mode of retraining (modes/): figures 1, 2 and 4 of arXiv 2206.08684
-# in form. diagnostics.png shows training accuracy and learning distance over the same axis.
+# of them and without any (noise/), and by mode of retraining (modes/), the form of the comparisons of
+# arXiv 2206.08684. diagnostics.png shows training accuracy and learning distance over the same axis.
 # The small scale has 3,000 images and 100 epochs, so that the dense network learns the wrong labels by heart,
 # which is the precondition (seed 10: all of them; of 5,000 images in 60 epochs it learns 88 %). It rewinds to
 # epoch 2, as the paper's 1,000 steps are, and has more levels, as fewer labels fit into fewer weights.
