@@ -61,11 +61,16 @@ def describe(
         device = f"cpu, {threads} thread{'s' if threads > 1 else ''}"
     how = "bf16" if run.precision else "fp32"
     processes = f", {run.world} processes" if run.world > 1 else ""
+    noise = {}
+    if cfg["dataset"]["label_noise"]:
+        asked = "{noise_kind} {label_noise}".format(**cfg["dataset"])
+        noise["label noise"] = f"{asked}: {run.data.flipped:.2%} of the training labels are wrong"
     return {
         "model": f"{choices['model']}, {total:,} parameters, {sum(macs.values()):,} MACs per image",
         "data": f"{choices['dataset']}, {c}x{h}x{w}, {run.data.num_classes} classes: "
         f"{sizes['train']:,} train, {sizes.get('valid', 0):,} valid, {sizes['test']:,} test; "
         f"batches of {run.data.batch_size}",
+        **noise,
         "device": f"{device}, {how}{processes}",
         "prunable": f"{run.masks.total:,} weights in {len(run.masks)} layers",
         "directory": str(directory),

@@ -153,6 +153,9 @@ class Recorder:
         if phase.sparsity is None:
             self.pruned_test = None
         self._losses.clear()
+        if run.rank == 0 and not phase.auxiliary:
+            for metric in self.metrics.values():
+                metric.begin(run)
         self._shown.start(run, phase)
 
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:

@@ -85,6 +85,7 @@ def assemble(run: Run, recorder: Any) -> dict[str, Any]:
         "final": rounds[-1],
         "layers": size["layers"],
         "cost": recorder.ledger.cost(run.clock.total),
+        "labels_flipped": run.data.flipped,  # share of the training labels that noise has made wrong
         "metrics": sorted(recorder.metrics),
         "shared": recorder.shared,
         "stored": {recorder.plan[i].name: key for i, key in keys.items()},  # where phases' end states lie

@@ -226,6 +226,7 @@ def _stream(
         name=selection.dataset,
         source=tree.source,
         train=([names["train"][index] for index in chosen.train.tolist()], chosen.train_labels),
+        true_labels=chosen.true_labels,
         valid=valid,
         test=([names["test"][index] for index in chosen.test.tolist()], labels["test"][chosen.test]),
         class_names=tree.class_names,

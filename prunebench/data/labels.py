@@ -1,13 +1,14 @@
 """Label noise: wrong training labels, made once from a seed."""
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from prunebench.core.run import generator
 
-NoiseKind = Literal["symmetric", "asymmetric", "pairflip"]
+NoiseKind = Literal["symmetric", "asymmetric", "pairflip", "random"]
 
 SIMILAR = {
     "mnist": {2: 7, 3: 8, 5: 6, 6: 5},
@@ -19,9 +20,11 @@ SIMILAR = {
 def add_label_noise(
     labels: Tensor, *, share: float, kind: NoiseKind, seed: int, num_classes: int, dataset: str
 ) -> Tensor:
-    """Copy of `labels` in which a share is wrong.
+    """Copy of `labels` with noise.
 
     The kinds are those of "Sparse Double Descent" (arXiv 2206.08684, and its code):
+      random: ceil(share * N) labels are drawn again, uniformly from *all* C classes. A share of about
+        share * (C - 1) / C is wrong, 0.18 for 20 % on ten classes. The paper's commands use this kind.
       symmetric: round(share * N) labels become any *other* class, each with equal probability.
       pairflip: round(share * N) labels become the next class, i -> i + 1 modulo the number of classes.
       asymmetric: of each source class with n images, round(share * n) labels become the class that it
@@ -29,21 +32,20 @@ def add_label_noise(
           MNIST: 2 -> 7, 3 -> 8, 5 <-> 6.
           CIFAR-10: truck -> automobile, bird -> airplane, cat <-> dog, deer -> horse.
           CIFAR-100: the next class within groups of five consecutive labels, the last to the first.
-    Different from that code: counts are exact and rounded to the nearest (to even at a half), where its
-    pairflip and symmetric kinds draw every label with probability `share`. The paper's commands use yet
-    another kind, ceil(share * N) labels drawn from *all* C classes; its wrong share is that of
-    `symmetric` with share * (C - 1) / C, that is 0.18 for 20 % on ten classes.
+    Different from that code: the other counts are exact and rounded to the nearest (to even at a half),
+    where its pairflip and symmetric kinds draw every label with probability `share`; and all draws come from
+    torch's generator, so that other labels are wrong than with NumPy's and the same seed.
 
     Args:
       labels: int64 [N], in [0, num_classes).
-      share: share of labels to make wrong, in [0, 1).
+      share: share of labels to make wrong, or with `random` to draw again, in [0, 1).
       kind: see above.
       seed: decides which labels change and how; independent of the run's seed.
       num_classes: number of classes, at least 2 where share > 0.
       dataset: name of the data set, for `asymmetric`.
 
     Returns:
-      int64 [N]; every changed label differs from the true one.
+      int64 [N]. But for `random`, exactly the share differs from the true labels.
 
     Raises:
       ValueError: if an argument is out of range, or `asymmetric` is asked for a data set without a mapping.
@@ -59,6 +61,11 @@ def add_label_noise(
         for source, target in SIMILAR[dataset].items():
             noisy[_sample(torch.nonzero(labels == source).flatten(), share, rng)] = target
         return noisy
+    if kind == "random":
+        # ceil of the decimal number that was asked for: 0.07 * 100 is 7.000000000000001
+        chosen = torch.randperm(len(labels), generator=rng)[: math.ceil(round(share * len(labels), 6))]
+        noisy[chosen] = torch.randint(num_classes, (len(chosen),), generator=rng)
+        return noisy
     chosen = _sample(torch.arange(len(labels)), share, rng)
     offsets = torch.ones(len(chosen), dtype=torch.int64)
     if kind == "symmetric":
@@ -71,12 +78,12 @@ def check_label_noise(share: float, kind: str, dataset: str) -> None:
     """Raises the ValueError of `add_label_noise` that can be known before the data is read."""
     if not 0 <= share < 1:
         raise ValueError(f"dataset.label_noise={share}: must lie in [0, 1)")
-    if kind not in ("symmetric", "asymmetric", "pairflip"):
-        raise ValueError(f"dataset.noise_kind={kind}: must be symmetric, asymmetric or pairflip")
+    if kind not in get_args(NoiseKind):
+        raise ValueError(f"dataset.noise_kind={kind}: must be symmetric, asymmetric, pairflip or random")
     if share and kind == "asymmetric" and dataset not in SIMILAR:
         raise ValueError(
             f"dataset.noise_kind=asymmetric: has no class mapping for {dataset}, only for "
-            f"{', '.join(SIMILAR)}; use symmetric or pairflip"
+            f"{', '.join(SIMILAR)}; use symmetric, pairflip or random"
         )
 
 

@@ -25,6 +25,11 @@ def part(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
     return start + length * rank // world, start + length * (rank + 1) // world
 
 
+def flipped(labels: Tensor, true_labels: Tensor) -> float:
+    """Share of the labels, int64 [N] with N of 1 or more, that are not the true ones."""
+    return int(torch.count_nonzero(labels != true_labels)) / len(labels)
+
+
 class Data:
     """Labelled images on the device, with random shifts and flips of the training split.
 
@@ -38,9 +43,13 @@ class Data:
       pad: zero pixels put around a training image before a crop of the old size is cut out at random;
         0 for none. The padding is black (pixel value 0) before normalisation.
       flip: mirror a training image left to right with probability 1/2.
+      true_labels: int64 [N] of the training images, where noise has changed the labels to train on; None if
+        they are those.
 
     Attributes:
       shape: (C, H, W).
+      true_labels: as given, in the order of `evaluation("train")`, on the device.
+      flipped: share of the training labels that are not true.
       sizes: number of images in "train", "valid" and "test".
       steps_per_epoch: ceil(train / batch_size); the last batch of an epoch may be smaller.
       memory_format: layout of the batches and of the stored images, torch.contiguous_format at first; set
@@ -64,6 +73,7 @@ class Data:
         device: torch.device,
         pad: int = 0,
         flip: bool = False,
+        true_labels: Tensor | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -81,6 +91,8 @@ class Data:
         padded = functional.pad(train[0], (pad, pad, pad, pad))
         self._images = {"train": padded.to(device), "valid": valid[0].to(device), "test": test[0].to(device)}
         self._labels = {split: labels.to(device) for split, (_, labels) in splits.items()}
+        true_labels = train[1] if true_labels is None else true_labels
+        self.true_labels, self.flipped = true_labels.to(device), flipped(train[1], true_labels)
         self._positions = torch.arange(batch_size, device=device)
         self.memory_format = torch.contiguous_format
 

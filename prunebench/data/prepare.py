@@ -54,6 +54,7 @@ def make_data(
     return Data(
         name=selection.dataset,
         train=(images, chosen.train_labels),
+        true_labels=chosen.true_labels,
         valid=(resize(valid_images, size), valid_labels),
         test=(resize(take(test[0], chosen.test), size), test[1][chosen.test]),
         class_names=class_names,

@@ -11,10 +11,14 @@ from prunebench.data.labels import NoiseKind, add_label_noise, check_label_noise
 
 @dataclass(frozen=True)
 class Chosen:
-    """Indices into the data set's own train (and valid) and test images, with the training labels to use."""
+    """Indices into the data set's own train (and valid) and test images, with the training labels to use.
+
+    `true_labels` are those of the training images without noise.
+    """
 
     train: Tensor
     train_labels: Tensor
+    true_labels: Tensor
     valid: Tensor
     test: Tensor
 
@@ -26,14 +30,15 @@ class Selection:
     1. `subset` training images are taken, as many of each class, and likewise `test_subset` test images.
     2. Of those training images a plain random share `validation` is held out, as in BIMP's code
        (arXiv 2111.00843), which holds out 10 % with seed 42.
-    3. `label_noise` changes labels of what is left for training. Validation and test labels stay clean.
+    3. `label_noise` changes labels of what is left for training, once, before everything else: they are the
+       same in all phases of a run, and for all seeds of runs. Validation and test labels stay clean.
 
     Args:
       dataset: name of the data set.
       validation: share of the training images held out, in [0, 1).
       split_seed: decides which images are in the subsets and which are held out, for all runs alike.
       subset, test_subset: number of images, a multiple of the number of classes; None for all.
-      label_noise: share of wrong training labels, in [0, 1).
+      label_noise: share of wrong (noise_kind=random: drawn again) training labels, in [0, 1).
       noise_kind: see `add_label_noise`.
       noise_seed: decides which labels are wrong, for all runs alike.
 
@@ -97,7 +102,7 @@ class Selection:
             num_classes=num_classes,
             dataset=self.dataset,
         )
-        return Chosen(train=train, train_labels=noisy, valid=valid, test=test)
+        return Chosen(train, train_labels=noisy, true_labels=train_labels[train], valid=valid, test=test)
 
     def _balanced(self, labels: Tensor, count: int, num_classes: int, *, key: str) -> Tensor:
         """Sorted int64 [count]: count / num_classes random images of every class."""

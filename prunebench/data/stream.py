@@ -17,7 +17,7 @@ from prunebench.core.run import generator, seeded
 from prunebench.data.archives import Reader
 from prunebench.data.draw import choose, choose_balanced
 from prunebench.data.images import open_image
-from prunebench.data.loader import part
+from prunebench.data.loader import flipped, part
 from prunebench.data.normalize import Normalize
 
 Files = tuple[Sequence[str], Tensor]  # names in the source, labels int64 [N]
@@ -96,9 +96,11 @@ class StreamData:
       resize: shorter side of an image before the centre crop of evaluation, in pixels.
       flip: mirror a training image left to right with probability 1/2.
       workers: processes that read images; 0 reads them in the training process. Changes no batch.
+      true_labels: int64 [N] of the training images, where noise has changed the labels to train on; None if
+        they are those.
 
     Attributes:
-      shape, sizes, steps_per_epoch, memory_format: as in `Data`.
+      shape, sizes, steps_per_epoch, memory_format, true_labels, flipped: as in `Data`.
 
     Raises:
       ValueError: if an argument is out of range or there is no training image.
@@ -121,6 +123,7 @@ class StreamData:
         resize: int = 256,
         flip: bool = True,
         workers: int = 4,
+        true_labels: Tensor | None = None,
     ):
         for key, value, least in (
             ("dataset.size", size, 1),
@@ -148,6 +151,8 @@ class StreamData:
             for split, files in splits.items()
         }
         self._labels = train[1]
+        true_labels = train[1] if true_labels is None else true_labels
+        self.true_labels, self.flipped = true_labels.to(device), flipped(train[1], true_labels)
         self._running: Iterator | None = None
         self._expected: tuple[int, int, int, int] | None = None  # seed, rank, world, step of its next batch
 

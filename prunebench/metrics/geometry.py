@@ -1,6 +1,6 @@
 """How far the weights went and how much of a mask stays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,35 +14,64 @@ from prunebench.metrics.metric import Metric
 
 
 class LearningDistance(Metric):
-    """l2 distance of all trainable parameters from their initial values under the present mask.
+    """l2 distance of all trainable parameters from where they began, under the present mask.
 
-    ||theta - m * theta_0||_2 with theta_0 the run's initial weights, BatchNorm scale and shift and biases
-    included, buffers left out (sparse double descent, arXiv 2206.08684, section 4). `relative` divides by
-    ||m * theta_0||_2; `prunable` is the distance over prunable weights only.
+    ||theta - m * theta_0||_2, BatchNorm scale and shift and biases included, buffers left out (sparse double
+    descent, arXiv 2206.08684, section 4). theta_0 is the start of this phase, after pruning, rewinding or
+    drawing anew, in `phase_distance` and `phase_prunable`, and the run's initial weights in `distance` and
+    `prunable`. The paper does not say which it draws when it rewinds; the former is our reading. The
+    `prunable` numbers are over prunable weights only; `relative` divides `distance` by ||m * theta_0||_2.
+    Checkpoints hold one network more.
     """
+
+    state = ("start",)
+
+    def __init__(self, *, every: str = "phase"):
+        super().__init__(every=every)
+        self.start: dict[str, Tensor] | None = None
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` gave; checkpoints of earlier versions do not know the phase's start."""
+        self.start = state.get("start")
+
+    def begin(self, run: Run) -> None:
+        """Keep the weights that the phase starts from."""
+        self.start = {n: p.detach().clone() for n, p in run.model.named_parameters()}
 
     @torch.no_grad()
     def measure(self, run: Run, method: Method) -> dict[str, Any]:
-        """{"distance", "relative", "prunable"}, of any non-negative size."""
-        start = run.initial_state()
-        moved, origin, prunable, layers = [], [], [], []
-        for name, p in run.model.named_parameters():
-            first = start[name].to(p.device)
-            mask = run.masks[name] if name in run.masks else run.masks.tied.get(name)
-            first = first if mask is None else first * mask
-            distance = (p.detach() - first).double().norm()
-            moved.append(distance)
-            origin.append(first.double().norm())
-            if name in run.masks:
-                prunable.append(distance)
-                layers.append((name, distance))
-        whole, base, weights = (float(torch.stack(n).norm()) for n in (moved, origin, prunable))
-        return {
-            "distance": whole,
-            "relative": whole / base if base else None,
-            "prunable": weights,
-            "layers": [{"name": n, "distance": float(d)} for n, d in layers],
-        }
+        """{"distance", "relative", "prunable", "phase_distance", "phase_prunable"}, of non-negative size.
+
+        "layers" has `distance` and `phase_distance` of every prunable layer.
+        """
+        first, base = distances(run, run.initial_state())
+        whole, weights = _norm(first.values()), _norm(first[n] for n in run.masks)
+        row = {"distance": whole, "relative": whole / base if base else None, "prunable": weights}
+        layers = {n: {"name": n, "distance": float(first[n])} for n in first if n in run.masks}
+        row |= {"phase_distance": None, "phase_prunable": None}
+        if self.start is not None:
+            moved, _ = distances(run, self.start)
+            row["phase_distance"] = _norm(moved.values())
+            row["phase_prunable"] = _norm(moved[n] for n in run.masks)
+            for n, layer in layers.items():
+                layer["phase_distance"] = float(moved[n])
+        return row | {"layers": list(layers.values())}
+
+
+def distances(run: Run, start: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+    """l2 distance of every parameter from its `start` under the present mask, and the norm of all starts."""
+    moved, origin = {}, []
+    for name, p in run.model.named_parameters():
+        first = start[name].to(p.device)
+        mask = run.masks[name] if name in run.masks else run.masks.tied.get(name)
+        first = first if mask is None else first * mask
+        moved[name] = (p.detach() - first).double().norm()
+        origin.append(first.double().norm())
+    return moved, _norm(origin)
+
+
+def _norm(norms: Iterable[Tensor]) -> float:
+    return float(torch.stack(list(norms)).norm())
 
 
 class MaskOverlap(Metric):

@@ -62,6 +62,9 @@ class Metric:
         if self.every == "end" or (self.every == "phase" and sum(not p.auxiliary for p in plan) < 2):
             raise ValueError(f"every={self.every}: needs two measurements, this plan gives one")
 
+    def begin(self, run: Run) -> None:
+        """See a phase that has begun, pruned and restored, not trained yet. What is kept is `state`."""
+
     def measure(self, run: Run, method: Method) -> dict[str, Any]:
         """Values for a row of metrics.jsonl: numbers, None, and lists and dicts of them.
 

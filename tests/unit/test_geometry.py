@@ -53,6 +53,29 @@ def test_learning_distance_holds_norms_and_no_buffers_and_prunable_does_not():
     assert row["layers"] == [{"name": "1.weight", "distance": 0.0}]
 
 
+def test_the_distance_in_a_phase_is_from_where_it_started():
+    """sparse-double-descent.md, check 6."""
+    run = run_from([9.0, 9.0, 9.0, 9.0], [0.5, -0.1, 0.3, -0.7], [1, 0, 1, 1], norm=True)
+    metric, resumed = LearningDistance(), LearningDistance()
+    metric.begin(run)
+    resumed.load_state_dict(metric.state_dict())
+    with torch.no_grad():
+        run.model[1].weight.copy_(torch.tensor([[0.9, 0.0, 0.1, -0.2]]))
+        run.model[2].bias.add_(3.0)
+    row = resumed.measure(run, Method())
+    assert row["phase_prunable"] == pytest.approx(0.670820, abs=1e-6)
+    assert row["phase_distance"] == pytest.approx(math.hypot(0.670820, 3.0), abs=1e-6)
+    assert row["layers"][0]["phase_distance"] == row["phase_prunable"]
+    assert row["prunable"] == pytest.approx(math.sqrt(8.1**2 + 8.9**2 + 9.2**2), abs=1e-5)
+
+
+def test_a_phase_that_an_earlier_version_began_has_no_distance_of_its_own():
+    metric = LearningDistance()
+    metric.load_state_dict({})
+    row = metric.measure(run_from([1.0, 0, 0, 0], [0.0, 0, 0, 0], [1, 1, 1, 1]), Method())
+    assert (row["distance"], row["phase_distance"], row["phase_prunable"]) == (1.0, None, None)
+
+
 def test_entries_tied_to_dead_channels_have_not_moved():
     run = run_from([1.0, 0, 0, 0], [0.0, 0, 0, 0], [0, 0, 0, 0], norm=True)
     run.set_masks(Masks(dict(run.masks), {"2.weight": torch.zeros(1, dtype=torch.bool)}))

@@ -46,6 +46,34 @@ def test_symmetric_noise_is_uniform_over_the_other_classes():
     assert others.min() > 1800 and others.max() < 2200  # 2000 each, standard deviation 42
 
 
+@pytest.mark.parametrize(("share", "drawn"), [(0.2, 200), (0.3337, 334), (0.0001, 1), (0.07, 70)])
+def test_random_noise_draws_the_share_rounded_up_again(share, drawn):
+    labels = torch.zeros(1000, dtype=torch.int64)
+    noisy = noise(labels, share, "random", num_classes=10**9)  # of so many classes the old one is not drawn
+    assert int((noisy != labels).sum()) == drawn
+
+
+def test_random_noise_is_uniform_over_all_classes():
+    labels = torch.zeros(20_000, dtype=torch.int64) + 3
+    counts = torch.bincount(noise(labels, 0.9, "random"), minlength=10)
+    assert 3600 < counts[3] < 4000  # 2000 kept and 1800 drawn, standard deviation 40
+    others = torch.cat([counts[:3], counts[4:]])
+    assert others.min() > 1600 and others.max() < 2000  # 1800 each
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.8])
+def test_random_noise_makes_nearly_share_times_c_minus_1_over_c_wrong(share, classes):
+    """sparse-double-descent.md, check 5: .18070/.36028/.72072 and .19814/.39642/.79258 with NumPy's draws.
+
+    The generator is another one, so the counts are its own: within four standard deviations of the mean.
+    """
+    labels = torch.arange(classes).repeat(50_000 // classes)
+    wrong = float((noise(labels, share, "random", num_classes=classes) != labels).double().mean())
+    deviation = (share / classes * (1 - 1 / classes) / 50_000) ** 0.5
+    assert abs(wrong - share * (classes - 1) / classes) < 4 * deviation
+
+
 def test_pairflip_gives_the_next_class():
     labels = balanced_labels()
     noisy = noise(labels, 0.5, "pairflip")
@@ -93,7 +121,7 @@ def test_share_out_of_range_is_an_error(share):
 
 def test_unknown_kind_is_an_error():
     with pytest.raises(
-        ValueError, match=r"dataset\.noise_kind=odd: must be symmetric, asymmetric or pairflip"
+        ValueError, match=r"dataset\.noise_kind=odd: must be symmetric, asymmetric, pairflip or random"
     ):
         selection(noise_kind="odd")
 
@@ -104,6 +132,7 @@ def test_noise_is_put_on_what_is_left_for_training():
     noisy = selection(label_noise=0.2).choose(labels, labels, 10)
     assert torch.equal(clean.train, noisy.train) and torch.equal(clean.valid, noisy.valid)
     assert int((noisy.train_labels != labels[noisy.train]).sum()) == round(0.2 * 900)
+    assert torch.equal(noisy.true_labels, labels[noisy.train])
 
 
 def test_validation_and_training_are_disjoint_and_complete():
