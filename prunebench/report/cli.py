@@ -9,84 +9,16 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
-from prunebench.report.group import METRICS, check_metric, labels, where
+from prunebench.report.group import labels, where
+from prunebench.report.options import check_options, parser
 from prunebench.report.parts import Part, ends, measured, oracle, rates, shares
 from prunebench.report.read import Found, Run, load
 from prunebench.report.render import counts
+from prunebench.report.sheets import latex_lines, markdown_lines, page
 
-FORMATS = ("table", "csv", "md")
 NAMED = 5  # broken runs that are named
 WRAP = partial(textwrap.wrap, subsequent_indent="  ", break_on_hyphens=False)
-
-EXAMPLES = """examples:
-  prune-report runs
-  prune-report runs --where model=resnet20 method=imp,lth --metric top5
-  prune-report runs more-runs --out results/cifar10 --format md,csv
-  prune-report runs --rounds --no-plot
-  prune-report runs --remaining 100,32.8,26.2,13.4 --baseline "lth cosine"
-  prune-report runs --layers dead_neurons.dynamic --lr
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def parser() -> Parser:
-    """The command line of `prune-report`."""
-    out = Parser(
-        prog="prune-report",
-        description="Mean and standard deviation over seeds per method, model, data set and sparsity, from\n"
-        "the result files under the directories. Unfinished runs are shown as partial. What runs\n"
-        "measured beside accuracy and what the Oracle's search found is written and drawn too.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    out.add_argument(
-        "directories", nargs="+", metavar="DIR", help="searched at every depth, hidden folders are not"
-    )
-    out.add_argument(
-        "--out",
-        metavar="DIR",
-        help="where report.csv, .md, .png and others go (default: the first directory)",
-    )
-    out.add_argument(
-        "--where",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="only runs with these values",
-    )
-    out.add_argument(
-        "--metric", default="top1", metavar="|".join(METRICS), help="on the test set (default: top1)"
-    )
-    out.add_argument(
-        "--format", default=",".join(FORMATS), metavar=",".join(FORMATS), help="what to make (default: all)"
-    )
-    out.add_argument("--rounds", action="store_true", help="show every round of iterative runs in the table")
-    out.add_argument(
-        "--remaining",
-        metavar="SHARES",
-        help="instead show a column per share of weights remaining, in percent: 100,32.8,13.4, or all",
-    )
-    out.add_argument(
-        "--baseline", metavar="LABEL", help="with --remaining: also the paired differences to this row"
-    )
-    out.add_argument(
-        "--layers",
-        metavar="METRIC.NAME",
-        help="draw layers.png: a measured number of every layer after every round",
-    )
-    out.add_argument("--lr", action="store_true", help="draw lr.png: the learning rate over the epochs")
-    out.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
-    return out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,8 +47,8 @@ def report(options: argparse.Namespace, command: str) -> int:
         would have no effect.
       OSError: if an output cannot be written.
     """
-    formats = options.format.split(",")
-    check_options(options, formats)
+    check_options(options)
+    formats = [*options.format.split(","), *(["html"] if options.html else [])]
     found = load(options.directories)
     if not found.runs:
         raise ValueError(f"{' '.join(options.directories)}: no runs{_left_out(found)}")
@@ -135,31 +67,23 @@ def report(options: argparse.Namespace, command: str) -> int:
     out = Path(options.out or options.directories[0])
     out.mkdir(parents=True, exist_ok=True)
     written = [path for part in made for path in write(part, out, options, [counted, f"made by `{command}`"])]
+    if "html" in formats:
+        written.append(out / "report.html")
+        write_page(made, written, [counted, f"made by {command}"])
     if written:
         print("written:", *written)
     return 0
 
 
-def check_options(options: argparse.Namespace, formats: Sequence[str]) -> None:
-    """Raises ValueError if a format or metric does not exist, or an option would have no effect."""
-    for name in formats:
-        if name not in FORMATS:
-            raise ValueError(f"--format {name}: must be some of {','.join(FORMATS)}")
-    check_metric(options.metric)
-    if options.baseline is not None and options.remaining is None:
-        raise ValueError(f"--baseline {options.baseline}: has no effect without --remaining")
-    for name, asked in (("--layers", options.layers is not None), ("--lr", options.lr)):
-        if asked and not options.plot:
-            raise ValueError(f"{name}: has no effect with --no-plot")
-
-
 def parts(runs: Sequence[Run], options: argparse.Namespace, *, width: int) -> list[Part]:
     """The parts of the report that the options ask for, and those for which the runs have something."""
     names, metric = labels(runs), options.metric
-    out = [ends(runs, names, metric, rounds=options.rounds, width=width)]
-    if options.remaining is not None:
-        asked = {"asked": options.remaining, "baseline": options.baseline}
-        out.append(shares(runs, names, metric, **asked, width=width))
+    compared = {"baseline": options.baseline, "test": options.test, "width": width}
+    if options.remaining is None:
+        out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, **compared)]
+    else:
+        out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, width=width)]
+        out.append(shares(runs, names, metric, asked=options.remaining, **compared))
     out += measured(runs, names, layers=options.layers)
     out += oracle(runs, names, width=width)
     return [*out, rates(runs, names)] if options.lr else out
@@ -168,17 +92,29 @@ def parts(runs: Sequence[Run], options: argparse.Namespace, *, width: int) -> li
 def write(part: Part, out: Path, options: argparse.Namespace, ending: Sequence[str]) -> list[Path]:
     """Write the files of a part in the formats that are asked for; `ending` goes below Markdown."""
     formats, made = options.format.split(","), []
-    if "csv" in formats and part.csv is not None:
-        made.append(out / f"{part.name}.csv")
-        part.csv(made[-1])
-    if "md" in formats and part.markdown is not None:
+    notes = [*part.notes, *ending]
+    for rest, write_csv in part.csvs.items() if "csv" in formats else ():
+        made.append(out / f"{part.name}{rest}")
+        write_csv(made[-1])
+    if "md" in formats and part.sheets is not None:
         made.append(out / f"{part.name}.md")
-        lines = [*part.markdown, *(f"- {line}" for line in (*part.notes, *ending))]
+        lines = [*markdown_lines(part.sheets), *(f"- {line}" for line in notes)]
         made[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if options.plot and part.png is not None:
-        made.append(out / f"{part.name}.png")
-        part.png(made[-1])
+    if "latex" in formats and part.sheets is not None:
+        made.append(out / f"{part.name}.tex")
+        made[-1].write_text("\n".join(latex_lines(part.sheets, notes)) + "\n", encoding="utf-8")
+    for suffix in options.figure.split(",") if options.plot and part.picture is not None else ():
+        made.append(out / f"{part.name}.{suffix}")
+        part.picture(made[-1])
     return made
+
+
+def write_page(parts: Sequence[Part], written: Sequence[Path], ending: Sequence[str]) -> None:
+    """Write report.html, the last of the files, with the tables and the PNG pictures among the others."""
+    sheets = [sheet for part in parts for sheet in part.sheets or ()]
+    pictures = [path for path in written if path.suffix == ".png"]
+    notes = [*dict.fromkeys(note for part in parts for note in part.notes), *ending]
+    written[-1].write_text(page("prune-report", sheets, pictures, notes), encoding="utf-8")
 
 
 def _left_out(found: Found) -> str:

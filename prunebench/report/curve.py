@@ -4,13 +4,14 @@ Colours are those of Okabe and Ito, told apart by colour-blind readers; lines al
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prunebench.report.group import control, summarise
+from prunebench.report.metric import is_loss, words
 from prunebench.report.read import Run
-from prunebench.report.render import TITLES, panels
+from prunebench.report.render import panels
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -22,6 +23,10 @@ ZOOM_AT_LEAST = 1.0  # points: less is noise, and drawn flat
 PANELS_IN_A_ROW = 3
 NARROW = 0.08  # lowest share of weights remaining down to which an axis has more ticks
 NARROW_TICKS = (100, 70, 50, 40, 30, 20, 15, 10)
+AXES: Mapping[str, tuple[Callable[[Mapping], float], str]] = {
+    "compression": (lambda row: row["compression"], "compression (parameters, total / kept)"),
+    "speedup": (lambda row: row["speedup"], "theoretical speed-up (MACs, total / kept)"),
+}  # x of a row of `group.summarise`, at least 1, and what it is
 
 
 def curve_png(result: Mapping, path: str | Path) -> None:
@@ -70,8 +75,10 @@ def curve_png(result: Mapping, path: str | Path) -> None:
     figure.savefig(path)
 
 
-def report_png(runs: Sequence[Run], names: Sequence[str], metric: str, path: str | Path) -> None:
-    """Draw the metric over compression: a panel per model and data set, a line per method.
+def report_png(
+    runs: Sequence[Run], names: Sequence[str], metric: str, path: str | Path, *, over: str = "compression"
+) -> None:
+    """Draw the metric over compression or another price: a panel per model and data set, a line per method.
 
     A line joins the ends of runs that differ in the sparsity asked; where all runs of a method ask for one
     sparsity, it joins their rounds. Beside several ends, rounds are thin lines. Error bars and the band
@@ -81,7 +88,8 @@ def report_png(runs: Sequence[Run], names: Sequence[str], metric: str, path: str
       runs: finished and partial runs.
       names: the label of each run, see `group.labels`.
       metric: "top1", "top5" or "loss".
-      path: the PNG to write.
+      path: the PNG, PDF or SVG to write.
+      over: one of `AXES`.
     """
     from matplotlib.figure import Figure
 
@@ -94,12 +102,14 @@ def report_png(runs: Sequence[Run], names: Sequence[str], metric: str, path: str
     axes = figure.subplots(down, across, squeeze=False)
     for axis, (model, dataset) in zip(axes.flat, rounds):
         here = [run for run in runs if (run.identity["model"], run.identity["dataset"]) == (model, dataset)]
-        _panel(axis, ends[model, dataset], rounds[model, dataset], control(here, metric), styles, metric)
+        _panel(
+            axis, ends[model, dataset], rounds[model, dataset], control(here, metric), styles, metric, over
+        )
         axis.set_title(f"{model} on {dataset}", fontsize=11)
     for axis in axes.flat[len(rounds) :]:
         axis.set_visible(False)
     for row in axes:
-        row[0].set_ylabel(f"test {TITLES[metric]}" + ("" if metric == "loss" else " (%)"))
+        row[0].set_ylabel(f"{words(metric)}" + ("" if is_loss(metric) else " (%)"))
     legend_below(figure, 2 * across + 1)
     figure.savefig(path)
 
@@ -111,9 +121,11 @@ def _panel(
     dense: tuple[float | None, float | None, int],
     styles: Mapping[str, dict],
     metric: str,
+    over: str,
 ) -> None:
-    scale = 1 if metric == "loss" else 100
+    scale = 1 if is_loss(metric) else 100
     mean, std, _ = dense
+    at, words = AXES[over]
     if mean is not None:
         axis.axhline(scale * mean, color=DENSE, linewidth=1.2, label="dense control")
         if std is not None:
@@ -128,17 +140,17 @@ def _panel(
         if several:
             for target in targets:
                 thin = _drawable([row for row in steps if row["target"] == target])
-                x, y = [row["compression"] for row in thin], [scale * row["value"] for row in thin]
+                x, y = [at(row) for row in thin], [scale * row["value"] for row in thin]
                 axis.plot(x, y, color=style["color"], linewidth=0.8, alpha=0.4)
             if any(row["asked"] != row["target"] for row in _drawable(steps)):
                 axis.plot([], [], color=DENSE, linewidth=0.8, alpha=0.6, label="rounds before the end (thin)")
         if points:
-            x, y = [row["compression"] for row in points], [scale * row["value"] for row in points]
+            x, y = [at(row) for row in points], [scale * row["value"] for row in points]
             bars = [scale * (row["std"] or 0) for row in points]
             axis.errorbar(x, y, yerr=bars, label=name, capsize=3, markersize=5, linewidth=1.4, **style)
             largest = max(largest, *x)
     _factor_axis(axis, largest)
-    axis.set_xlabel("compression (parameters, total / kept)")
+    axis.set_xlabel(words)
     tidy(axis)
 
 

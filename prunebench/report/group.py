@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prunebench.report.label import labelled
+from prunebench.report.metric import KNOWN, parts, reading
 from prunebench.report.read import Run
-
-METRICS = ("top1", "top5", "loss")
+from prunebench.report.student import interval
 
 
 def check_metric(metric: str) -> None:
-    """Raises ValueError, naming the close ones, unless `metric` is one of `METRICS`."""
-    if metric not in METRICS:
-        raise ValueError(f"--metric {metric}: no such metric{close_ones(metric, METRICS)}")
+    """Raises ValueError, naming the close ones, unless `metric` is one of `metric.KNOWN`."""
+    if metric not in KNOWN:
+        raise ValueError(f"--metric {metric}: no such metric{close_ones(metric, KNOWN)}")
 
 
 def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
@@ -65,9 +65,9 @@ def summarise(runs: Sequence[Run], names: Sequence[str], metric: str, *, rounds:
     Returns:
       rows with "method", "model", "dataset", "target", "asked" (fractions), "phase", "n" and the means
       "sparsity", "value" (the metric after retraining), "pruned" (the metric right after pruning), "change"
-      (to the run's own dense control), "params", "compression", "macs", "speedup", "seconds" (of all phases
-      so far); "std" and "change_std" are sample standard deviations, None for n = 1; "partial" counts partial
-      runs.
+      (to the run's own dense control), "top5" (beside top1), "params", "compression", "macs", "speedup",
+      "seconds" (of all phases so far); "std" and "change_std" are sample standard deviations and "reach" half
+      the 95 % t-interval, None for n = 1; "values" is seed -> value; "partial" counts partial runs.
     """
     groups: dict[tuple, list[tuple[Run, int]]] = defaultdict(list)
     for run, name in zip(runs, names):
@@ -96,7 +96,7 @@ def control(runs: Iterable[Run], metric: str) -> tuple[float | None, float | Non
     """
     by_seed: dict[Any, list[float]] = defaultdict(list)
     for run in runs:
-        value = (run.dense or {}).get(metric)
+        value = dense(run, metric)
         if value is not None:
             by_seed[run.identity["seed"]].append(value)
     means = [statistics.fmean(values) for values in by_seed.values()]
@@ -106,16 +106,27 @@ def control(runs: Iterable[Run], metric: str) -> tuple[float | None, float | Non
 def change(run: Run, place: int, metric: str) -> float | None:
     """Metric after retraining minus that of the run's own dense control."""
     row = run.rounds[place]
-    value, control = row["test"].get(metric), (run.dense or {}).get(metric)
+    value, control = reading(row, metric), dense(run, metric)
     if value is not None and control is not None:
         return value - control
-    return row.get("delta") if metric == "top1" else None
+    return row.get("delta") if parts(metric) == ("test", "top1") else None
+
+
+def dense(run: Run, metric: str) -> float | None:
+    """The metric of the run's dense control; None where it has none."""
+    split, name = parts(metric)
+    if split != "valid":
+        return (run.dense or {}).get(name)
+    unpruned = [row for row in run.rounds if row["sparsity"] == 0]
+    return reading(unpruned[-1], metric) if unpruned else None
 
 
 def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
     model, dataset, name, target, *_, asked = key
     rows = [run.rounds[place] for run, place in members]
-    value, std = mean_std(row["test"].get(metric) for row in rows)
+    values = [reading(row, metric) for row in rows]
+    value, std = mean_std(values)
+    between = interval([known for known in values if known is not None])
     delta, delta_std = mean_std(change(run, place, metric) for run, place in members)
     out = {
         "method": name,
@@ -126,7 +137,11 @@ def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
         "n": len(rows),
     }
     out |= {"value": value, "std": std, "change": delta, "change_std": delta_std}
-    out["pruned"] = mean_std((row.get("pruned") or {}).get(metric) for row in rows)[0]
+    out["reach"] = (between[1] - between[0]) / 2 if between else None
+    out["values"] = _by_seed((run.identity["seed"], known) for (run, _), known in zip(members, values))
+    split, name_of = parts(metric)
+    out["top5"] = mean_std(reading(row, f"{split}/top5") for row in rows)[0] if name_of == "top1" else None
+    out["pruned"] = mean_std(reading(row, f"pruned/{parts(metric)[1]}") for row in rows)[0]
     for field in ("sparsity", "compression", "speedup", "params", "macs"):
         out[field] = mean_std(row.get(field) for row in rows)[0]
     out["seconds"] = mean_std(sum(r.get("seconds", 0) for r in run.rounds[: i + 1]) for run, i in members)[0]
@@ -145,6 +160,15 @@ def _equal(value: Any, text: str) -> bool:
         except ValueError:
             return False
     return str(value).lower() == text.lower()
+
+
+def _by_seed(pairs: Iterable[tuple[Any, float | None]]) -> dict[Any, float]:
+    """Seed -> mean of its known values."""
+    known: dict[Any, list[float]] = defaultdict(list)
+    for seed, value in pairs:
+        if value is not None:
+            known[seed].append(value)
+    return {seed: statistics.fmean(values) for seed, values in known.items()}
 
 
 def _repeated_seeds(runs: Sequence[Run], names: Sequence[str]) -> list[int]:

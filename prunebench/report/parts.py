@@ -4,20 +4,23 @@ A part is computed before anything is printed or written, so that a question wit
 Plotting libraries are imported where a file is drawn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from prunebench.report import diagnostics, remaining_table, render, search
+from prunebench.report.compare import against
 from prunebench.report.curve import report_png
 from prunebench.report.group import repeated, summarise
+from prunebench.report.metric import parts as metric_parts
 from prunebench.report.metric_pictures import diagnostics_png, layers_png
 from prunebench.report.oracle_picture import oracle_png
 from prunebench.report.published import published, remarks
 from prunebench.report.rates import learning_rates, lr_png
 from prunebench.report.read import Run
 from prunebench.report.remaining import baselines, remaining
+from prunebench.report.sheets import Sheet
 
 NAMED = 6  # things that a remark names one by one
 
@@ -32,52 +35,81 @@ class Part:
       name: of its files, less the suffix.
       text: lines for the terminal.
       notes: what a reader has to know, a line each, below the text and the Markdown.
-      markdown: lines of NAME.md.
-      csv, png: write NAME.csv and NAME.png to a path. None: there is no such file.
+      sheets: tables of NAME.md and NAME.tex, and of the page. None: there are no such files.
+      csvs: what follows NAME in a file's name, ".csv" or "_summary.csv" -> writes it.
+      picture: writes NAME.png, .pdf or .svg. None: there is no picture.
     """
 
     name: str
     text: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    markdown: list[str] | None = None
-    csv: Write | None = None
-    png: Write | None = None
+    sheets: list[Sheet] | None = None
+    csvs: Mapping[str, Write] = field(default_factory=dict)
+    picture: Write | None = None
 
 
-def ends(runs: Sequence[Run], names: Sequence[str], metric: str, *, rounds: bool, width: int) -> Part:
-    """The ends of runs, with `rounds` all their rounds, against the dense control."""
+def ends(
+    runs: Sequence[Run],
+    names: Sequence[str],
+    metric: str,
+    *,
+    rounds: bool = False,
+    baseline: str | None = None,
+    test: str = "t",
+    over: str = "compression",
+    width: int,
+) -> Part:
+    """The ends of runs, with `rounds` all their rounds, against the dense control and against a baseline."""
     rows = summarise(runs, names, metric, rounds=rounds)
+    notes = render.notes(rows, metric, repeated(runs, names))
+    if baseline is not None:
+        rows = against(rows, baseline, test=test)
+        notes += render.notes_on_differences(rows, baseline, test)
     return Part(
         "report",
         text=render.text_lines(rows, runs, metric, width=width),
-        notes=[*render.notes(rows, metric, repeated(runs, names)), *search.cost_notes(runs, names)],
-        markdown=render.markdown_lines(rows, runs, metric),
-        csv=partial(render.write_csv, runs=runs, names=names),
-        png=partial(report_png, runs, names, metric) if rows else None,
+        notes=[*notes, *search.cost_notes(runs, names)],
+        sheets=render.sheets(rows, runs, metric),
+        csvs={
+            ".csv": partial(render.write_csv, runs=runs, names=names),
+            "_summary.csv": partial(render.write_summary, rows=rows, metric=metric),
+        },
+        picture=partial(report_png, runs, names, metric, over=over) if rows else None,
     )
 
 
 def shares(
-    runs: Sequence[Run], names: Sequence[str], metric: str, *, asked: str, baseline: str | None, width: int
+    runs: Sequence[Run],
+    names: Sequence[str],
+    metric: str,
+    *,
+    asked: str,
+    baseline: str | None = None,
+    test: str = "t",
+    width: int,
 ) -> Part:
     """The papers' tables: a row per label, a column per share of weights remaining."""
     panels = remaining(runs, names, asked, metric)
-    against = baselines(panels, baseline) if baseline is not None else [None] * len(panels)
-    entries = published(panels) if metric == "top1" else {}
+    bases = baselines(panels, baseline) if baseline is not None else [None] * len(panels)
+    entries = published(panels) if metric_parts(metric) == ("test", "top1") else {}
     tables = [
         table
-        for panel, row in zip(panels, against)
-        for table in remaining_table.tables(panel, row, entries, metric)
+        for panel, row in zip(panels, bases)
+        for table in remaining_table.tables(panel, row, entries, metric, test=test)
     ]
-    notes = [*remaining_table.notes(panels, against, metric), *remarks(panels, entries)]
+    notes = [*remaining_table.notes(panels, bases, metric, test=test), *remarks(panels, entries)]
     alike = repeated(runs, names)
     notes += [render.repeated_note(alike)] if alike else []
     return Part(
         "remaining",
         text=remaining_table.text_lines(tables, width=width),
         notes=[*notes, *search.cost_notes(runs, names)],
-        markdown=remaining_table.markdown_lines(tables),
-        csv=partial(remaining_table.write_csv, panels=panels, baselines=against, metric=metric),
+        sheets=remaining_table.sheets(tables),
+        csvs={
+            ".csv": partial(
+                remaining_table.write_csv, panels=panels, baselines=bases, metric=metric, test=test
+            )
+        },
     )
 
 
@@ -97,13 +129,13 @@ def measured(runs: Sequence[Run], names: Sequence[str], *, layers: str | None) -
             Part(
                 "diagnostics",
                 notes=notes,
-                csv=partial(diagnostics.write_csv, found=found) if found else None,
-                png=partial(diagnostics_png, changing, names) if changing else None,
+                csvs={".csv": partial(diagnostics.write_csv, found=found)} if found else {},
+                picture=partial(diagnostics_png, changing, names) if changing else None,
             )
         )
     if layers is not None:
         maps = diagnostics.layer_maps(runs, names, rows, layers)
-        parts.append(Part("layers", png=partial(layers_png, maps, layers)))
+        parts.append(Part("layers", picture=partial(layers_png, maps, layers)))
     return parts
 
 
@@ -117,15 +149,15 @@ def oracle(runs: Sequence[Run], names: Sequence[str], *, width: int) -> list[Par
             "oracle",
             text=search.comparison_lines(found, width=width),
             notes=[_damaged("the Oracle's part", broken)] if broken else [],
-            csv=partial(search.write_csv, found=found) if found else None,
-            png=partial(oracle_png, found, names) if found else None,
+            csvs={".csv": partial(search.write_csv, found=found)} if found else {},
+            picture=partial(oracle_png, found, names) if found else None,
         )
     ]
 
 
 def rates(runs: Sequence[Run], names: Sequence[str]) -> Part:
     """The learning rate over the epochs."""
-    return Part("lr", png=partial(lr_png, learning_rates(runs, names)))
+    return Part("lr", picture=partial(lr_png, learning_rates(runs, names)))
 
 
 def _damaged(what: str, broken: Sequence[tuple[Path, str]]) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prunebench.report.compare import Comparison, compared, corrected
 from prunebench.report.group import close_ones, mean_std
+from prunebench.report.metric import reading
 from prunebench.report.read import Run
-from prunebench.report.student import interval
 
 TOLERANCE = 0.03  # relative: so near to a column a round has to be
 FINER = (TOLERANCE, 0.01, 3e-3, 1e-3, 1e-4)  # for all columns: the first that keeps the rounds of a run apart
@@ -131,18 +132,19 @@ def every_share(runs: Sequence[Run]) -> list[Share]:
     return [Share(statistics.median_low(group), group[-1], group[0]) for group in groups]
 
 
-def differences(row: Row, baseline: Row) -> list[list[float]]:
-    """For every column the differences to the baseline, one for every seed that both have."""
-    out = []
-    for mine, other in zip(row.cells, baseline.cells):
-        known = (mine.values if mine else {}, other.values if other else {})
-        out.append([known[0][seed] - known[1][seed] for seed in known[0] if seed in known[1]])
-    return out
+def differences(panel: Panel, baseline: Row, *, test: str = "t") -> dict[str, list[Comparison | None]]:
+    """Label -> for every column the comparison with the baseline, over the seeds that both have.
 
-
-def paired(values: Sequence[float]) -> tuple[float, tuple[float, float] | None] | None:
-    """Mean of paired differences and its 95 % t-interval, None for one pair; None without pairs."""
-    return (statistics.fmean(values), interval(values)) if values else None
+    All of them are one family for Holm's correction. None: no seed in common. The baseline is left out.
+    """
+    others = [row for row in panel.rows if row is not baseline]
+    found = [
+        compared(mine.values, base.values, test=test) if mine and base else None
+        for row in others
+        for mine, base in zip(row.cells, baseline.cells)
+    ]
+    found, columns = corrected(found), len(panel.shares)
+    return {row.label: found[i * columns : (i + 1) * columns] for i, row in enumerate(others)}
 
 
 def baselines(panels: Sequence[Panel], label: str) -> list[Row | None]:
@@ -211,7 +213,7 @@ def _cell(runs: Sequence[Run], share: Share, metric: str) -> Cell | None:
     found: dict[Any, list[tuple[float, float]]] = {}
     for run in runs:
         row = share.nearest(run)
-        value = row["test"].get(metric) if row else None
+        value = reading(row, metric) if row else None
         if value is not None and math.isfinite(value):
             found.setdefault(run.identity["seed"], []).append((value, left(row)))
     if not found:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prunebench.report.compare import TESTS, Comparison, fields, p_text
+from prunebench.report.metric import is_loss, words
 from prunebench.report.published import Published, marks, nearest
 from prunebench.report.read import Run
-from prunebench.report.remaining import Cell, Panel, Row, differences, paired, share_text
-from prunebench.report.render import TITLES, formats
-from prunebench.report.table import Column, continued, markdown
+from prunebench.report.remaining import Cell, Panel, Row, differences, share_text
+from prunebench.report.render import formats
+from prunebench.report.sheets import Sheet
+from prunebench.report.table import Column, continued
 
 PUBLISHED = "  published"
 ONE = "*"  # marks a number of one seed
@@ -39,15 +42,18 @@ class Table:
     rows: list[dict]
 
 
-def tables(panel: Panel, baseline: Row | None, entries: Published, metric: str) -> list[Table]:
+def tables(
+    panel: Panel, baseline: Row | None, entries: Published, metric: str, *, test: str = "t"
+) -> list[Table]:
     """The table of a panel, and that of the differences to a row of it, if one is given."""
     show, signed = formats(metric)
-    where, percent = f"{panel.model} on {panel.dataset}: test {TITLES[metric]}", metric != "loss"
+    where = f"{panel.model} on {panel.dataset}: {words(metric)}"
+    percent = not is_loss(metric)
     by = " by weights remaining"
     lines: list[Line] = []
     for row in panel.rows:
         lines.append((row.label, [_value(cell, show) for cell in row.cells]))
-        met = entries.get((panel.model, panel.dataset, row.label), []) if metric == "top1" else []
+        met = entries.get((panel.model, panel.dataset, row.label), []) if entries else []
         for footnote, mark in marks(entries).items():
             values = [nearest([e for e in met if e.footnote == footnote], share) for share in panel.shares]
             if any(value is not None for value in values):
@@ -55,9 +61,9 @@ def tables(panel: Panel, baseline: Row | None, entries: Published, metric: str) 
                 lines.append((f"{PUBLISHED} {mark}", texts))
     out = [_laid_out(where + " (%)" * percent + by, "seed", lines, panel)]
     if baseline is not None and len(panel.rows) > 1:
-        others = [row for row in panel.rows if row is not baseline]
         lines = [
-            (row.label, [_change(pairs, signed) for pairs in differences(row, baseline)]) for row in others
+            (label, [_change(one, signed) for one in found])
+            for label, found in differences(panel, baseline, test=test).items()
         ]
         title = f"{where} minus that of {baseline.label}" + " (points)" * percent + by
         out.append(_laid_out(title, "common seed", lines, panel))
@@ -73,24 +79,25 @@ def text_lines(shown: Sequence[Table], *, width: int) -> list[str]:
     return lines
 
 
-def markdown_lines(shown: Sequence[Table]) -> list[str]:
-    """The same as Markdown, with all columns side by side."""
-    lines = []
+def sheets(shown: Sequence[Table]) -> list[Sheet]:
+    """The same for documents, with all columns side by side."""
+    out = []
     for table in shown:
         rows = [{key: " ".join(text.split()) for key, text in row.items()} for row in table.rows]
         columns = [replace(column, group="", header=f"{column.header} %") for column in table.columns]
-        lines += [f"**{table.title}**", ""]
-        lines += [*markdown([*table.lead, *columns], rows), ""]
-    return lines
+        out.append(Sheet(table.title, [*table.lead, *columns], rows))
+    return out
 
 
-def notes(panels: Sequence[Panel], baselines: Sequence[Row | None], metric: str) -> list[str]:
+def notes(
+    panels: Sequence[Panel], baselines: Sequence[Row | None], metric: str, *, test: str = "t"
+) -> list[str]:
     """What a reader of the tables has to know."""
     cells = [cell for panel in panels for row in panel.rows for cell in row.cells if cell]
     best = [row.label for panel in panels for row in panel.rows if any(map(_keeps_best, row.runs))]
     when = "at the end of the last epoch of each round"
     when += f" (of {', '.join(dict.fromkeys(best))}: of the epoch best in validation top-1)" if best else ""
-    out = [f"test {TITLES[metric]} {when}; mean +- sample standard deviation over seeds of finished runs"]
+    out = [f"{words(metric)} {when}; mean +- sample standard deviation over seeds of finished runs"]
     odd = [
         cell for p in panels for row in p.rows for cell in row.cells if cell and cell.n != usual(row.cells)
     ]
@@ -105,13 +112,16 @@ def notes(panels: Sequence[Panel], baselines: Sequence[Row | None], metric: str)
         )
     if any(cell.n == 1 for cell in cells):
         out.append(f"{ONE}: one seed, no spread")
-    return out + _notes_on_differences(panels, baselines)
+    return out + _notes_on_differences(panels, baselines, test)
 
 
-def _notes_on_differences(panels: Sequence[Panel], baselines: Sequence[Row | None]) -> list[str]:
+def _notes_on_differences(panels: Sequence[Panel], baselines: Sequence[Row | None], test: str) -> list[str]:
     if not any(baselines):
         return []
-    out = ["differences: mean over the seeds that both have [95 % t-interval]"]
+    out = [
+        f"differences: mean over the seeds that both have [95 % t-interval] p-value of a {TESTS[test]}, "
+        "Holm-corrected over the table"
+    ]
     for panel, baseline in zip(panels, baselines):
         where = f"{panel.model} on {panel.dataset}"
         if baseline is None:
@@ -119,30 +129,41 @@ def _notes_on_differences(panels: Sequence[Panel], baselines: Sequence[Row | Non
             continue
         if len(panel.rows) == 1:
             out.append(f"{where}: no other row than the baseline")
+        found = differences(panel, baseline)
         strange = [
             row.label
             for row in panel.rows
             if any(mine and other for mine, other in zip(row.cells, baseline.cells))
-            and not any(differences(row, baseline))
+            and row is not baseline
+            and not any(found[row.label])
         ]
         if strange:
             out.append(f"{where}: no seed in common with {baseline.label}: {', '.join(strange)}")
     return out
 
 
-def write_csv(path: Path, panels: Sequence[Panel], baselines: Sequence[Row | None], metric: str) -> None:
+def write_csv(
+    path: Path,
+    panels: Sequence[Panel],
+    baselines: Sequence[Row | None],
+    metric: str,
+    *,
+    test: str = "t",
+) -> None:
     """A row per label, share and seed, unrounded; shares and accuracies as fractions.
 
-    With a baseline also, the same for all seeds of a cell, the paired difference and its 95 % t-interval.
+    With a baseline also, the same for all seeds of a cell, the paired difference, its 95 % t-interval and its
+    p-value, before and after Holm's correction.
     """
     rows = []
     for panel, baseline in zip(panels, baselines):
+        known = differences(panel, baseline, test=test) if baseline is not None else {}
         for row in panel.rows:
             others = baseline if baseline is not None and row is not baseline else None
-            compared = differences(row, others) if others else [[]] * len(row.cells)
+            found = known.get(row.label, [None] * len(row.cells))
             who = {"label": row.label, "model": panel.model, "dataset": panel.dataset, "metric": metric}
-            for share, cell, pairs in zip(panel.shares, row.cells, compared):
-                against = {"baseline": others.label, **_interval(pairs)} if others else {}
+            for share, cell, one in zip(panel.shares, row.cells, found):
+                against = {"baseline": others.label, **_fields(one)} if others else {}
                 rows += _csv_rows({**who, "remaining_asked": share.asked}, cell, against) if cell else []
     keys = dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -160,10 +181,10 @@ def _csv_rows(who: Mapping, cell: Cell, against: Mapping) -> list[dict]:
     ]
 
 
-def _interval(pairs: Sequence[float]) -> dict:
-    mean, between = paired(pairs) or (None, None)
-    low, high = between or (None, None)
-    return {"difference_n": len(pairs), "difference": mean, "difference_low": low, "difference_high": high}
+def _fields(one: Comparison | None) -> dict:
+    if one is None:
+        return {"difference_n": 0}
+    return {key: value for key, value in fields(one).items() if key != "difference_between"}
 
 
 def _value(cell: Cell | None, show: Callable[[float], str]) -> Text | None:
@@ -173,13 +194,13 @@ def _value(cell: Cell | None, show: Callable[[float], str]) -> Text | None:
     return Text(show(mean), ONE if std is None else f"+-{show(std)}", cell.n)
 
 
-def _change(pairs: Sequence[float], signed: Callable[[float], str]) -> Text | None:
-    known = paired(pairs)
-    if known is None:
+def _change(one: Comparison | None, signed: Callable[[float], str]) -> Text | None:
+    if one is None:
         return None
-    mean, between = known
-    rest = ONE if between is None else "[{}, {}]".format(*map(signed, between))
-    return Text(signed(mean), rest, len(pairs))
+    if one.low is None or one.high is None:
+        return Text(signed(one.mean), ONE, one.n)
+    p = "" if one.adjusted is None else f" {p_text(one.adjusted)}"
+    return Text(signed(one.mean), f"[{signed(one.low)}, {signed(one.high)}]{p}", one.n)
 
 
 def _laid_out(title: str, counted: str, lines: Sequence[Line], panel: Panel) -> Table:

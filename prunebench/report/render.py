@@ -5,28 +5,40 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunebench.report.compare import TESTS, p_text
 from prunebench.report.group import control
+from prunebench.report.metric import is_loss, place, title
 from prunebench.report.read import Found, Run, flat
-from prunebench.report.table import Column, count, markdown, number, percent, points, ratio, seconds, table
+from prunebench.report.sheets import Sheet
+from prunebench.report.table import Column, count, number, percent, points, ratio, seconds, table
 
-TITLES = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
+MINUS = "minus baseline"
 
 
 def columns(metric: str) -> list[Column]:
     """Columns of a table of `group.summarise` rows, accuracies in percent."""
     show, signed = formats(metric)
-    title = TITLES[metric]
+    of = title(metric)
+
+    def between(ends: tuple[float, float]) -> str:
+        return "[{}, {}]".format(*map(signed, ends))
+
     return [
         Column("method", "method", text=True),
         Column("target", "asked", percent, "sparsity"),
         Column("asked", "round", percent, "sparsity", rank=3),
         Column("sparsity", "reached", percent, "sparsity", rank=3),
         Column("n", "n"),
-        Column("pruned", "pruned", show, title, rank=7),
-        Column("value", "mean", show, title),
-        Column("std", "std", show, title, rank=1),
+        Column("pruned", "pruned", show, of, rank=7),
+        Column("value", "mean", show, of),
+        Column("std", "std", show, of, rank=1),
+        Column("reach", "+-95 %", show, of, rank=6),
+        Column("top5", "top-5", show, rank=9),
         Column("change", "mean", signed, "change", rank=2),
-        Column("change_std", "std", show, "change", rank=8),
+        Column("change_std", "std", show, "change", rank=12),
+        Column("difference", "mean", signed, MINUS),
+        Column("difference_between", "95 %", between, MINUS, rank=1),
+        Column("p_holm", "p", p_text, MINUS, rank=1),
         Column("params", "params", count, rank=9),
         Column("compression", "compr.", ratio, rank=4),
         Column("macs", "MACs", count, rank=10),
@@ -38,7 +50,7 @@ def columns(metric: str) -> list[Column]:
 
 def formats(metric: str) -> tuple[Callable[[float], str], Callable[[float], str]]:
     """How a value of the metric and a signed difference of two are printed."""
-    return (number, "{:+.4g}".format) if metric == "loss" else (percent, points)
+    return (number, "{:+.4g}".format) if is_loss(metric) else (percent, points)
 
 
 def panels(rows: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -57,7 +69,7 @@ def heading(model: str, dataset: str, runs: Sequence[Run], metric: str) -> str:
     if mean is None:
         return f"{model} on {dataset} (no dense control)"
     spread = f", std {show(std)}" if std is not None else ""
-    return f"{model} on {dataset} (dense {TITLES[metric]}: {show(mean)}{spread}, n={n})"
+    return f"{model} on {dataset} (dense {title(metric)}: {show(mean)}{spread}, n={n})"
 
 
 def counts(found: Found, runs: Sequence[Run]) -> str:
@@ -76,13 +88,28 @@ def counts(found: Found, runs: Sequence[Run]) -> str:
 
 def notes(rows: Sequence[dict], metric: str, alike: int) -> list[str]:
     """What a reader of the numbers has to know."""
-    unit = "" if metric == "loss" else " in percent, change in points"
-    out = [f"{TITLES[metric]}: test{unit}; std: sample standard deviation over seeds; speed: theoretical"]
+    unit = "" if is_loss(metric) else " in percent, change in points"
+    out = [f"{title(metric)}: {place(metric)}{unit}; std: sample, over seeds; speed: theoretical"]
     if any(row["n"] == 1 for row in rows):
-        out.append("std -: one run only")
+        out.append("std -: one run only, no interval")
+    if any(row["reach"] is not None for row in rows):
+        out.append("+-95 %: half of the t-interval of the mean over seeds")
     if any(row["partial"] for row in rows):
         out.append("partial: runs that have not reached the sparsity asked, at their last finished round")
     return [*out, repeated_note(alike)] if alike else out
+
+
+def notes_on_differences(rows: Sequence[dict], baseline: str, test: str) -> list[str]:
+    """What a reader of the comparison with a baseline has to know."""
+    family = sum(row.get("p") is not None for row in rows)
+    out = [
+        f"minus baseline: minus {baseline} at the same sparsity, mean over common seeds [95 % t-interval]; "
+        f"p: {TESTS[test]}, Holm-corrected over the table ({family} comparison{'s' * (family != 1)} in all)"
+    ]
+    fewest = min((row["difference_n"] for row in rows if row.get("p") is not None), default=0)
+    if test == "wilcoxon" and 1 < fewest < 6:
+        out.append(f"Wilcoxon's test cannot give a p below {2.0 ** (1 - fewest):g} for {fewest} pairs")
+    return out
 
 
 def repeated_note(alike: int) -> str:
@@ -103,13 +130,22 @@ def text_lines(rows: Sequence[dict], runs: Sequence[Run], metric: str, *, width:
     return lines
 
 
-def markdown_lines(rows: Sequence[dict], runs: Sequence[Run], metric: str) -> list[str]:
-    """The same as Markdown, with every column."""
-    lines = []
-    for (model, dataset), members in panels(rows).items():
-        lines += [f"**{heading(model, dataset, runs, metric)}**", ""]
-        lines += [*markdown(_columns(members, metric), members), ""]
-    return lines
+def sheets(rows: Sequence[dict], runs: Sequence[Run], metric: str) -> list[Sheet]:
+    """The same for documents, with every column."""
+    return [
+        Sheet(heading(model, dataset, runs, metric), _columns(members, metric), members)
+        for (model, dataset), members in panels(rows).items()
+    ]
+
+
+def write_summary(path: Path, rows: Sequence[dict], metric: str) -> None:
+    """The table unrounded: one row per row of it, fractions as fractions, and what was averaged."""
+    left_out = ("values", "difference_between")
+    keys = dict.fromkeys(key for row in rows for key in row if key not in left_out)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["metric", *keys], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({"metric": metric, **row} for row in rows)
 
 
 def write_csv(path: Path, runs: Sequence[Run], names: Sequence[str]) -> None:

@@ -288,7 +288,7 @@ def test_the_table_shows_percent_and_signed_points(tmp_path, capsys, monkeypatch
     _, out, _ = run(capsys, tmp_path, "--no-plot")
     assert out.startswith("lenet300 on digits (dense top-1: 91.00, std 1.00, n=3)\n")
     row = next(line for line in out.splitlines() if line.startswith("imp")).split()
-    assert row[:9] == ["imp", "90.00", "90.00", "3", "50.00", "89.00", "1.00", "-2.00", "1.00"]
+    assert row[:9] == ["imp", "90.00", "90.00", "3", "50.00", "89.00", "1.00", "2.48", "99.00"]
 
 
 def test_csv_holds_every_round_of_every_run_unrounded(tmp_path, capsys):
@@ -312,7 +312,7 @@ def test_markdown_has_the_numbers_and_the_command(tmp_path, capsys):
     text = (out / "report.md").read_text()
     assert code == 0
     assert shown == f"written: {out / 'report.md'}\n"
-    assert "| imp | 90.00 | 90.00 | 3 | 50.00 | 89.00 | 1.00 | -2.00 | 1.00 |" in text
+    assert "| imp | 90.00 | 90.00 | 3 | 50.00 | 89.00 | 1.00 | 2.48 |" in text
     assert f"`prune-report {tmp_path} --out {out} --format md --no-plot`" in text
 
 

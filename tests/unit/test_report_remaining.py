@@ -9,7 +9,7 @@ from scipy import stats
 
 from prunebench.report.group import labels
 from prunebench.report.read import load
-from prunebench.report.remaining import Share, baselines, differences, every_share, paired, remaining
+from prunebench.report.remaining import Share, baselines, differences, every_share, remaining
 from tests.unit.test_report import a_round, put
 
 RATE = 0.2
@@ -149,16 +149,12 @@ def test_differences_are_paired_over_the_seeds_that_both_have(tmp_path):
     put(tmp_path, "silo9", rounds([0.1, 0.1, 0.1]), seed=9, method="lth", schedule="silo")
     (panel,) = panels(tmp_path, "80,64")
     (baseline,) = baselines([panel], "lth cosine")
-    silo = next(row for row in panel.rows if row.label == "lth silo")
-    assert differences(silo, baseline)[0] == pytest.approx([0.01, 0.02, 0.03])
-    mean, (low, high) = paired(differences(silo, baseline)[0])
-    expected = stats.ttest_1samp([0.01, 0.02, 0.03], 0).confidence_interval(0.95)
-    assert (mean, low, high) == pytest.approx((0.02, expected.low, expected.high))
-
-
-def test_one_pair_has_no_interval_and_none_no_difference():
-    assert paired([0.01]) == (0.01, None)
-    assert paired([]) is None
+    one = differences(panel, baseline)["lth silo"][0]
+    test = stats.ttest_1samp([0.01, 0.02, 0.03], 0)
+    expected = test.confidence_interval(0.95)
+    assert (one.n, one.mean, one.low, one.high) == pytest.approx((3, 0.02, expected.low, expected.high))
+    assert one.p == pytest.approx(test.pvalue)
+    assert "lth cosine" not in differences(panel, baseline)
 
 
 def test_a_value_that_is_missing_or_not_finite_leaves_its_cell_empty(tmp_path, capsys):
