@@ -252,6 +252,11 @@ class Shown:
             phase.name, clock.phase, len(self.plan), clock.steps, clock.step, whole, clock.total
         )
 
+    def resumed(self, run: Run) -> None:
+        """Say where an interrupted run goes on."""
+        where = [*(f"phase {phase.name}" for phase in self.plan), "the end"][run.clock.phase]
+        self.display.event(f"resumed at {where}, step {run.clock.step} of it ({run.clock.total} in all)")
+
     def due(self) -> bool:
         """Whether it is time for another look."""
         return time.monotonic() - self._at > SHOW_EVERY

@@ -16,7 +16,7 @@ from prunebench.core.run import Run
 from prunebench.journal import Checkpoints, Losses, Rows, Shown, Stop, diverged
 from prunebench.ledger import Ledger
 from prunebench.metrics.evaluation import evaluate
-from prunebench.metrics.metric import Metric, load_states, measure_due, states
+from prunebench.metrics.metric import Metric, begin_phase, load_states, measure_due, states
 from prunebench.result import assemble, dense_test, round_row, write_json
 from prunebench.store import PrefixStore, copy_checkpoint
 
@@ -94,8 +94,7 @@ class Recorder:
             if self.rows is not None:
                 self.rows.cut(extra["rows"])
             self.pure = self.pure and extra["keys"] == self.store.keys
-            where = [*(f"phase {p.name}" for p in self.plan), "the end"][run.clock.phase]
-            self.display.event(f"resumed at {where}, step {run.clock.step} of it ({run.clock.total} in all)")
+            self._shown.resumed(run)
         elif self.rows is not None:
             self.rows.cut(0)
         if run.clock.step == 0:
@@ -154,8 +153,7 @@ class Recorder:
             self.pruned_test = None
         self._losses.clear()
         if run.rank == 0 and not phase.auxiliary:
-            for metric in self.metrics.values():
-                metric.begin(run)
+            begin_phase(self.metrics, run)
         self._shown.start(run, phase)
 
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
@@ -267,8 +265,7 @@ class Recorder:
         if bad is None:
             return losses
         step = run.clock.step - len(losses) + bad + 1
-        saved = self._checkpoints.last
-        raise diverged(run, phase, f"the loss is {losses[bad]}", step=step, saved=saved)
+        raise diverged(run, phase, f"the loss is {losses[bad]}", step=step, saved=self._checkpoints.last)
 
     def _measure(self, run: Run, method: Method, phase: Phase, split: str) -> dict[str, float]:
         """Metrics of a split; a loss that is not finite ends the run before a checkpoint or result has it."""

@@ -108,6 +108,12 @@ def measure_due(
             yield name, values
 
 
+def begin_phase(metrics: Mapping[str, Metric], run: Run) -> None:
+    """Tell every metric that a phase begins."""
+    for metric in metrics.values():
+        metric.begin(run)
+
+
 def states(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Any]]:
     """What a checkpoint carries of the metrics."""
     return {name: metric.state_dict() for name, metric in metrics.items()}

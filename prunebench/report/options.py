@@ -1,17 +1,15 @@
 """The command line of `prune-report`."""
 
 import argparse
-import difflib
-from collections.abc import Sequence
 from typing import NoReturn
 
 from prunebench.report.compare import TESTS
-from prunebench.report.group import check_metric
+from prunebench.report.curve import AXES
+from prunebench.report.group import check_metric, close_ones
 
 FORMATS = ("table", "csv", "md", "latex", "html")
 USUAL = ("table", "csv", "md")
 FIGURES = ("png", "pdf", "svg")
-AXES = ("compression", "speedup")  # of `curve.AXES`
 
 EXAMPLES = """examples:
   prune-report runs
@@ -113,7 +111,7 @@ def check_options(options: argparse.Namespace) -> None:
     for option, given, known in (("--format", formats, FORMATS), ("--figure", figures, FIGURES)):
         for name in given:
             if name not in known:
-                raise ValueError(f"{option} {name}: must be some of {','.join(known)}{near(name, known)}")
+                raise ValueError(f"{option} {name}: no such format{close_ones(name, known)}")
     check_metric(options.metric)
     if options.test != "t" and options.baseline is None:
         raise ValueError(f"--test {options.test}: has no effect without --baseline")
@@ -122,9 +120,3 @@ def check_options(options: argparse.Namespace) -> None:
     for name, asked in drawn.items():
         if asked and not options.plot:
             raise ValueError(f"{name}: has no effect with --no-plot")
-
-
-def near(name: str, known: Sequence[str]) -> str:
-    """A hint at the names that are close to an unknown one."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunebench.report.table import Column, cells, filled, lookup, markdown
+from prunebench.report.table import Column, cells, filled, lookup, markdown, spans
 
 PRINTED = 6  # highest rank of a column that a LaTeX table has
 ESCAPED = {
@@ -82,15 +82,11 @@ def _group_heads(columns: Sequence[Column]) -> list[str]:
     """The line of group words above the headers, with rules below it; none where no column has a group."""
     if not any(c.group for c in columns):
         return []
-    words, rules, start = [], [], 0
-    while start < len(columns):
-        stop = start + 1
-        while stop < len(columns) and columns[start].group and columns[stop].group == columns[start].group:
-            stop += 1
+    words, rules = [], []
+    for start, stop in spans(columns):
         word = escaped(columns[start].group)
         words.append(rf"\multicolumn{{{stop - start}}}{{c}}{{{word}}}" if word else "")
         rules += [rf"\cmidrule(lr){{{start + 1}-{stop}}}"] if word else []
-        start = stop
     return [" & ".join(words) + r" \\", " ".join(rules)]
 
 

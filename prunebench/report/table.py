@@ -105,13 +105,13 @@ def continued(
 
 def _widths(columns: list[Column], content: dict[str, list[str]]) -> list[int]:
     widths = [max(map(len, [c.header, *content[c.key]])) for c in columns]
-    for start, stop in _spans(columns):
+    for start, stop in spans(columns):
         room = sum(widths[start:stop]) + len(GAP) * (stop - start - 1)
         widths[start] += max(0, len(columns[start].group) - room)
     return widths
 
 
-def _spans(columns: list[Column]) -> list[tuple[int, int]]:
+def spans(columns: list[Column]) -> list[tuple[int, int]]:
     """[start, stop) of every stretch of neighbours with the same group."""
     starts = [i for i, c in enumerate(columns) if i == 0 or not c.group or c.group != columns[i - 1].group]
     return list(zip(starts, [*starts[1:], len(columns)]))
@@ -119,7 +119,7 @@ def _spans(columns: list[Column]) -> list[tuple[int, int]]:
 
 def _group_line(columns: list[Column], widths: list[int]) -> str:
     parts = []
-    for start, stop in _spans(columns):
+    for start, stop in spans(columns):
         room = sum(widths[start:stop]) + len(GAP) * (stop - start - 1)
         label = columns[start].group
         # A label over several columns is drawn as a bracket, so that it is seen which columns it covers.
