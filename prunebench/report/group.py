@@ -47,7 +47,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
     The same configuration with another seed has the same label. Another configuration has another one, except
     for the sparsity asked, for which tables have a column.
     """
-    return labelled(runs)
+    return [label.text for label in labelled(runs)]
 
 
 def repeated(runs: Sequence[Run], names: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """Name runs by what distinguishes them: one configuration, one name, whatever the seed."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from prunebench.report.configuration import canonical, matters
 from prunebench.report.read import Run
@@ -24,19 +25,39 @@ SHOWN = {"method", "companion", "model", "dataset", *TARGETS}
 ROUNDS = ("sparsity.rounds", "protocol.rounds", "recipe.rounds")  # where a rate is given, they say the target
 TELLS_NOTHING = {"name"}  # last words of keys that need the one before
 LONG = 16  # characters of a value that is left out where others tell as much
+LONGEST = 40  # characters of a name from which on options go that others tell as much as
 
 
-def labelled(runs: Sequence[Run]) -> list[str]:
-    """For every run a name, see `group.labels`.
+@dataclass(frozen=True)
+class Label:
+    """What a run is called.
+
+    Attributes:
+      text: the name.
+      keys: settings and options that the name holds, dotted, beside the method.
+      along: options that differ too, and are left out of the name because `keys` tell as much.
+    """
+
+    text: str
+    keys: tuple[str, ...] = ()
+    along: tuple[str, ...] = ()
+
+
+def labelled(runs: Sequence[Run]) -> list[Label]:
+    """For every run its label, see `group.labels`.
 
     What differs between runs on one model and data set is named on all of them, so that a name means the same
     in every table; what differs only from one model or data set to another is not named.
     """
-    names = ["+".join(filter(None, (run.identity["method"], run.identity.get("companion")))) for run in runs]
-    return _with_options(runs, _with_settings(runs, names))
+    return _with_options(runs, _with_settings(runs, [method(run) for run in runs]))
 
 
-def _with_settings(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+def method(run: Run) -> str:
+    """The method with its companions: "lth+ap"."""
+    return "+".join(filter(None, (run.identity["method"], run.identity.get("companion"))))
+
+
+def _with_settings(runs: Sequence[Run], names: Sequence[str]) -> list[Label]:
     """Names with the settings added in which runs of one method differ, with companions and without."""
     differ: dict[str, set[str]] = {}
     for members in _panels(runs, [run.identity["method"] for run in runs]):
@@ -47,7 +68,8 @@ def _with_settings(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     for run, name in zip(runs, names):
         keys = [key for key in SETTINGS if key in differ[run.identity["method"]]]
         given = [(key, run.identity[key]) for key in keys if run.identity.get(key) is not None]
-        out.append(" ".join(filter(None, [name, *(_setting(key, value) for key, value in given)])))
+        text = " ".join(filter(None, [name, *(_setting(key, value) for key, value in given)]))
+        out.append(Label(text, tuple(key for key, _ in given)))
     return out
 
 
@@ -65,17 +87,19 @@ def _setting(key: str, value: object) -> str:
     return str(value) if key in BARE and value != "none" else f"{key.rpartition('.')[2]}={value}"
 
 
-def _with_options(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """Names with the options added in which runs of one name differ."""
-    out = list(names)
-    for name in dict.fromkeys(names):
-        places = [i for i, other in enumerate(names) if other == name]
-        panels = _panels([runs[i] for i in places], [name] * len(places))
-        of_panels = [_without_long(members, _differing(members)) for members in panels]
-        keys = list(dict.fromkeys(key for of_panel in of_panels for key in of_panel))
+def _with_options(runs: Sequence[Run], labels: Sequence[Label]) -> list[Label]:
+    """Labels with the options added in which runs of one name differ."""
+    out = list(labels)
+    for label in dict.fromkeys(labels):
+        places = [i for i, other in enumerate(labels) if other == label]
+        panels = _panels([runs[i] for i in places], [label.text] * len(places))
+        found = [_told(label.text, members, _differing(members)) for members in panels]
+        keys, along = (list(dict.fromkeys(key for some in part for key in some)) for part in zip(*found))
         words = dict(zip(keys, _short(keys)))
         for i in places:
-            out[i] = " ".join([name, *(f"{words[key]}={_value(runs[i], key)}" for key in keys)])
+            text = " ".join([label.text, *(f"{words[key]}={_value(runs[i], key)}" for key in keys)])
+            left_out = tuple(key for key in along if key not in keys)
+            out[i] = replace(label, text=text, keys=(*label.keys, *keys), along=left_out)
     return out
 
 
@@ -110,15 +134,22 @@ def _differing(members: Sequence[Run]) -> list[str]:
     return keys
 
 
-def _without_long(members: Sequence[Run], keys: Sequence[str]) -> list[str]:
-    """The options less those with long values, such as a grid, without which the others tell as much."""
-    out = list(keys)
-    for key in keys:
-        rest = [other for other in out if other != key]
-        told = [{tuple(_value(run, k) for k in some) for run in members} for some in (out, rest)]
-        if len(told[0]) == len(told[1]) and any(len(_value(run, key)) > LONG for run in members):
-            out = rest
-    return out
+def _told(name: str, members: Sequence[Run], keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options for a name, and those without which the others tell as much.
+
+    Left out are long values, such as a grid, and where the name is still too long whatever is not needed, the
+    longest first, of equal ones the last. What was typed is all that is known of runs without config.yaml, and stays.
+    """
+    kept, known = list(keys), all(run.configuration is not None for run in members)
+    length = {key: max(len(_value(run, key)) for run in members) for key in keys}
+    for key in sorted(reversed(keys), key=lambda key: -len(key.rpartition(".")[2]) - length[key]):
+        words = [f"{k.rpartition('.')[2]}={'x' * length[k]}" for k in kept]
+        too_long = known and len(" ".join([name, *words])) > LONGEST
+        rest = [other for other in kept if other != key]
+        told = [{tuple(_value(run, k) for k in some) for run in members} for some in (kept, rest)]
+        if len(told[0]) == len(told[1]) and (length[key] > LONG or too_long):
+            kept = rest
+    return kept, [key for key in keys if key not in kept]
 
 
 def _comparable(runs: Sequence[Run]) -> list[str]:

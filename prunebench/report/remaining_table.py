@@ -206,7 +206,7 @@ def _change(one: Comparison | None, signed: Callable[[float], str]) -> Text | No
 def _laid_out(title: str, counted: str, lines: Sequence[Line], panel: Panel) -> Table:
     """The table, its cells padded to stand below each other; n stands in the title where it is the same."""
     known = {text.n for _, texts in lines for text in texts if text and text.n}
-    lead = [Column("label", "", text=True), *([Column("n", "n")] if len(known) > 1 else [])]
+    lead = [Column("label", "", text=True, folded=True), *([Column("n", "n")] if len(known) > 1 else [])]
     if len(known) == 1:
         title += f", n = {max(known)} {counted}{'s' * (max(known) > 1)}"
     columns = [

@@ -24,7 +24,7 @@ def columns(metric: str) -> list[Column]:
         return "[{}, {}]".format(*map(signed, ends))
 
     return [
-        Column("method", "method", text=True),
+        Column("method", "method", text=True, folded=True),
         Column("target", "asked", percent, "sparsity"),
         Column("asked", "round", percent, "sparsity", rank=3),
         Column("sparsity", "reached", percent, "sparsity", rank=3),
@@ -168,4 +168,7 @@ def _csv_row(run: Run, name: str, place: int) -> dict[str, Any]:
 def _columns(rows: Sequence[dict], metric: str) -> list[Column]:
     """The columns, that of the sparsity asked in a round only where rounds before the last are shown."""
     early = any(row["asked"] != row["target"] for row in rows if not row["partial"])
-    return [column for column in columns(metric) if early or column.key != "asked"]
+    without = set() if early else {"asked"}
+    if not any("difference" in row for row in rows):
+        without.add("difference")
+    return [column for column in columns(metric) if column.key not in without]

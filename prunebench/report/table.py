@@ -5,12 +5,14 @@ so that no terminal and no log file can refuse it.
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 GAP = "  "
 WIDEST_TEXT = 0.35  # share of the width that a text column may take from other columns
+WIDEST_FOLDED = 0.45  # of one that goes on below where it is wider
 NARROWEST_TEXT = 8  # characters left of a text column when even the essential columns are too wide
 
 
@@ -26,6 +28,7 @@ class Column:
       rank: 0 stays always; of the others, the highest rank leaves first when the table is too wide.
       text: left-aligned, and shortened when nothing else helps; numbers are right-aligned and never
         shortened.
+      folded: a text that goes on below instead of being shortened.
     """
 
     key: str
@@ -34,6 +37,7 @@ class Column:
     group: str = ""
     rank: int = 0
     text: bool = False
+    folded: bool = False
 
 
 def lookup(row: Mapping, key: str) -> Any:
@@ -67,8 +71,7 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping], *, width: int) -> 
     content = {c.key: cells(c, rows) for c in shown}
     while True:
         natural = _widths(shown, content)
-        most = max(NARROWEST_TEXT, int(WIDEST_TEXT * width))
-        widths = [min(w, most) if c.text else w for c, w in zip(shown, natural)]
+        widths = [min(w, _most(c, width)) if c.text else w for c, w in zip(shown, natural)]
         room = width - sum(widths) - len(GAP) * (len(widths) - 1)
         spare = [i for i, c in enumerate(shown) if c.rank > 0]
         if room >= 0 or not spare:
@@ -78,7 +81,9 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping], *, width: int) -> 
         change = max(min(room, natural[i] - widths[i]), min(0, NARROWEST_TEXT - widths[i]))
         widths[i] += change
         room -= change
-    body = [_line(shown, widths, [content[c.key][i] for c in shown]) for i in range(len(rows))]
+    body = [
+        line for i in range(len(rows)) for line in _lines(shown, widths, [content[c.key][i] for c in shown])
+    ]
     head = [_line(shown, widths, [c.header for c in shown])]
     if any(c.group for c in shown):
         head.insert(0, _group_line(shown, widths))
@@ -101,6 +106,11 @@ def continued(
     for start in range(0, len(columns), size or 1):
         lines += ["", *table([*lead, *columns[start : start + size]], rows, width=width)]
     return lines[1:]
+
+
+def _most(column: Column, width: int) -> int:
+    """How many characters a text column may take from others."""
+    return max(NARROWEST_TEXT, int((WIDEST_FOLDED if column.folded else WIDEST_TEXT) * width))
 
 
 def _widths(columns: list[Column], content: dict[str, list[str]]) -> list[int]:
@@ -127,6 +137,23 @@ def _group_line(columns: list[Column], widths: list[int]) -> str:
             f" {label} ".center(room, ".") if label and room >= len(label) + 4 else label.rjust(room)
         )
     return GAP.join(parts).rstrip()
+
+
+def _lines(columns: list[Column], widths: list[int], texts: list[str]) -> list[str]:
+    """The lines of a row: more than one where a folded text is wider than its column."""
+    stacks = [
+        _folded(text, width) if column.folded and len(text) > width else [text]
+        for column, width, text in zip(columns, widths, texts)
+    ]
+    high = max(map(len, stacks))
+    return [
+        _line(columns, widths, [stack[i] if i < len(stack) else "" for stack in stacks]) for i in range(high)
+    ]
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """A text over several lines, broken at blanks, and within words only where one is too long."""
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _line(columns: list[Column], widths: list[int], texts: list[str]) -> str:

@@ -10,6 +10,7 @@ from prunebench import config
 from prunebench.report import configuration
 from prunebench.report.configuration import canonical, matters, read_configuration
 from prunebench.report.group import labels, repeated, summarise
+from prunebench.report.label import labelled
 from prunebench.report.read import load
 from tests.unit.test_report import put, rounds_to, run
 
@@ -246,3 +247,40 @@ def test_one_value_has_one_text():
     assert {canonical(v) for v in (2, 2.0, "2", "2.0")} == {"2"}
     assert canonical("None") != canonical(None) == canonical("null") == "null"
     assert canonical("'40ep'") == canonical("40ep") == "40ep"
+
+
+def test_a_long_name_holds_only_the_options_that_tell_runs_apart(tmp_path):
+    ways = {"a": ("keep", "0it", "2400it"), "b": ("random", "0it", None), "c": ("rewind", "50it", None)}
+    for name, (weights, start, length) in ways.items():
+        for noise in (0.2, 0.4):
+            typed = [f"protocol.weights={weights}", f"protocol.rewind_to={start}"]
+            typed += [f"dataset.label_noise={noise}", f"protocol.retrain={length}"]
+            tree = options() | {"dataset": {"label_noise": noise}}
+            tree["protocol"] = {"weights": weights, "rewind_to": start, "retrain": length}
+            a_run(tmp_path, f"{name}{noise}", typed=typed, options=tree)
+    labels = {label.text: label for label in labelled(load([str(tmp_path)]).runs)}
+    assert sorted(labels) == [
+        f"imp weights={way} label_noise={noise}"
+        for way in ("keep", "random", "rewind")
+        for noise in (0.2, 0.4)
+    ]
+    label = labels["imp weights=keep label_noise=0.2"]
+    assert label.keys == ("protocol.weights", "dataset.label_noise")
+    assert label.along == ("protocol.rewind_to", "protocol.retrain")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_name_too_long_for_its_column_goes_on_below_and_loses_nothing(tmp_path, capsys, monkeypatch, width):
+    for noise in (0.2, 0.4):
+        for weights in ("random", "rewind"):
+            typed = [f"protocol.weights={weights}", f"optimizer.weight_decay={noise}"]
+            typed += [f"dataset.label_noise={noise}"]
+            a_run(tmp_path, f"{noise}{weights}", typed=typed)
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = run(capsys, tmp_path, "--no-plot", "--format", "table")
+    lines = out.partition("\n\n")[0].splitlines()
+    assert max(map(len, lines)) <= width
+    for name in set(named(tmp_path).values()):
+        assert name in " ".join(" ".join(line[:36].split()) for line in lines if ".." not in line).replace(
+            " 90.00", ""
+        )
