@@ -84,7 +84,7 @@ def parts(runs: Sequence[Run], options: argparse.Namespace, *, width: int) -> li
     else:
         out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, width=width)]
         out.append(shares(runs, names, metric, asked=options.remaining, **compared))
-    out += measured(runs, names, layers=options.layers)
+    out += measured(runs, names, asked=options.layers, numbers=options.numbers, width=width)
     out += oracle(runs, names, width=width)
     return [*out, rates(runs, names)] if options.lr else out
 

@@ -89,7 +89,12 @@ def parser() -> Parser:
     out.add_argument(
         "--layers",
         metavar="METRIC.NAME",
-        help="draw layers.png: a measured number of every layer after every round",
+        help="also show every layer after every round: sparsity, or a number that was measured",
+    )
+    out.add_argument(
+        "--numbers",
+        metavar="METRIC[.NAME],...",
+        help="what diagnostics.png shows (default: every number that changes)",
     )
     out.add_argument("--lr", action="store_true", help="draw lr.png: the learning rate over the epochs")
     out.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
@@ -115,7 +120,11 @@ def check_options(options: argparse.Namespace) -> None:
     check_metric(options.metric)
     if options.test != "t" and options.baseline is None:
         raise ValueError(f"--test {options.test}: has no effect without --baseline")
-    drawn = {"--layers": options.layers is not None, "--lr": options.lr, "--figure": options.figure != "png"}
+    drawn = {
+        "--numbers": options.numbers is not None,
+        "--lr": options.lr,
+        "--figure": options.figure != "png",
+    }
     drawn["--over"] = options.over != "compression"
     for name, asked in drawn.items():
         if asked and not options.plot:

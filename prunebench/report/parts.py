@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from prunebench.report import diagnostics, remaining_table, render, search
+from prunebench.report import diagnostics, layers, remaining_table, render, search
 from prunebench.report.compare import against
 from prunebench.report.curve import report_png
 from prunebench.report.group import repeated, summarise
@@ -113,15 +113,25 @@ def shares(
     )
 
 
-def measured(runs: Sequence[Run], names: Sequence[str], *, layers: str | None) -> list[Part]:
-    """What was measured beside accuracy, if anything was; `layers`: a number to draw for every layer."""
+def measured(
+    runs: Sequence[Run], names: Sequence[str], *, asked: str | None, numbers: str | None, width: int
+) -> list[Part]:
+    """What was measured beside accuracy, if anything was, and a number of every layer.
+
+    Args:
+      runs, names: see `ends`.
+      asked: "METRIC.NAME" or "sparsity" of every layer, None for no table and picture of layers.
+      numbers: what diagnostics.png shows, None for all that change.
+      width: of the terminal, in characters.
+    """
     rows, broken = diagnostics.read_metrics(runs)
     parts = []
     found = diagnostics.readings(runs, names, rows)
+    drawn = diagnostics.lines(found)
+    chosen = diagnostics.chosen(drawn, numbers) if numbers is not None else drawn
     if found or broken:
-        numbers = diagnostics.lines(found)
-        constant = [".".join(number) for number, lines in numbers.items() if diagnostics.constant(lines)]
-        changing = {number: lines for number, lines in numbers.items() if ".".join(number) not in constant}
+        constant = [".".join(number) for number, lines in chosen.items() if diagnostics.constant(lines)]
+        changing = {number: lines for number, lines in chosen.items() if ".".join(number) not in constant}
         notes = [_damaged("diagnostics", broken)] if broken else []
         if constant:
             notes.append(f"not in diagnostics.png, the same after every round: {_named(constant)}")
@@ -133,10 +143,33 @@ def measured(runs: Sequence[Run], names: Sequence[str], *, layers: str | None) -
                 picture=partial(diagnostics_png, changing, names) if changing else None,
             )
         )
-    if layers is not None:
-        maps = diagnostics.layer_maps(runs, names, rows, layers)
-        parts.append(Part("layers", picture=partial(layers_png, maps, layers)))
+    if asked is not None:
+        parts.append(_layers(runs, names, rows, asked, width=width))
     return parts
+
+
+def _layers(
+    runs: Sequence[Run], names: Sequence[str], rows: Sequence[Sequence[Mapping]], asked: str, *, width: int
+) -> Part:
+    """A number of every layer after every round, by label."""
+    broken: list[tuple[Path, str]] = []
+    if asked == layers.SPARSITY:
+        rows, broken = layers.sparsity_rows(runs)
+    maps = layers.layer_maps(runs, names, rows, asked)
+    notes = [_damaged("layers", broken)] if broken else []
+    wordless = sum(bool(run.rounds) and not own for run, own in zip(runs, rows)) - len(broken)
+    silent = wordless if asked == layers.SPARSITY else 0
+    if silent > 0:
+        which = "run has" if silent == 1 else "runs have"
+        notes.append(f"left out of layers: {silent} {which} no kept weights of layers in metrics.jsonl")
+    return Part(
+        "layers",
+        text=layers.text_lines(maps, asked, width=width),
+        notes=notes,
+        sheets=layers.sheets(maps, asked),
+        csvs={".csv": partial(layers.write_csv, maps=maps)},
+        picture=partial(layers_png, maps, asked),
+    )
 
 
 def oracle(runs: Sequence[Run], names: Sequence[str], *, width: int) -> list[Part]:
