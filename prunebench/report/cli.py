@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from prunebench.report.axes import priced
 from prunebench.report.group import labels, where
 from prunebench.report.options import check_options, parser
-from prunebench.report.parts import Part, ends, measured, oracle, rates, shares
+from prunebench.report.parts import Part, ends, measured, oracle, pareto_front, rates, shares
 from prunebench.report.read import Found, Run, load
 from prunebench.report.render import counts
 from prunebench.report.sheets import latex_lines, markdown_lines, page
@@ -77,13 +78,16 @@ def report(options: argparse.Namespace, command: str) -> int:
 
 def parts(runs: Sequence[Run], options: argparse.Namespace, *, width: int) -> list[Part]:
     """The parts of the report that the options ask for, and those for which the runs have something."""
-    names, metric = labels(runs), options.metric
+    names, metric, over = labels(runs), options.metric, options.over
+    dear = priced(runs, over)
     compared = {"baseline": options.baseline, "test": options.test, "width": width}
+    drawn = {"rounds": options.rounds, "over": over, "bars": options.bars, "front": options.pareto}
     if options.remaining is None:
-        out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, **compared)]
+        out = [ends(dear, names, metric, **drawn, **compared)]
     else:
-        out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, width=width)]
+        out = [ends(dear, names, metric, **drawn, width=width)]
         out.append(shares(runs, names, metric, asked=options.remaining, **compared))
+    out += [pareto_front(dear, names, metric, over=over, width=width)] if options.pareto else []
     out += measured(runs, names, asked=options.layers, numbers=options.numbers, width=width)
     out += oracle(runs, names, width=width)
     return [*out, rates(runs, names)] if options.lr else out

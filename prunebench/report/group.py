@@ -11,6 +11,9 @@ from prunebench.report.metric import KNOWN, parts, reading
 from prunebench.report.read import Run
 from prunebench.report.student import interval
 
+# Means that are taken of a row's rounds beside the metric.
+FIELDS = ("sparsity", "compression", "speedup", "params", "macs", "macs_dense", "train_macs", "latency")
+
 
 def check_metric(metric: str) -> None:
     """Raises ValueError, naming the close ones, unless `metric` is one of `metric.KNOWN`."""
@@ -142,7 +145,7 @@ def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
     split, name_of = parts(metric)
     out["top5"] = mean_std(reading(row, f"{split}/top5") for row in rows)[0] if name_of == "top1" else None
     out["pruned"] = mean_std(reading(row, f"pruned/{parts(metric)[1]}") for row in rows)[0]
-    for field in ("sparsity", "compression", "speedup", "params", "macs"):
+    for field in FIELDS:
         out[field] = mean_std(row.get(field) for row in rows)[0]
     out["seconds"] = mean_std(sum(r.get("seconds", 0) for r in run.rounds[: i + 1]) for run, i in members)[0]
     out["partial"] = sum(run.status == "partial" for run, _ in members) or None

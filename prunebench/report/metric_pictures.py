@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunebench.report.curve import legend_below, remaining_axis, styles_of, tidy
 from prunebench.report.diagnostics import Point
 from prunebench.report.layers import SPARSITY, LayerMap
 from prunebench.report.remaining import share_text
+from prunebench.report.style import legend_below, remaining_axis, styles_of, tidy
 
 IN_A_ROW, MANY, IN_A_LONG_ROW = 3, 12, 5  # panels; so many are few
 LAYERS_NAMED = 40  # of more layers than this, every second, third, ... is named

@@ -3,9 +3,10 @@
 import argparse
 from typing import NoReturn
 
+from prunebench.report.axes import AXES
 from prunebench.report.compare import TESTS
-from prunebench.report.curve import AXES
 from prunebench.report.group import check_metric, close_ones
+from prunebench.report.tradeoff import BARS
 
 FORMATS = ("table", "csv", "md", "latex", "html")
 USUAL = ("table", "csv", "md")
@@ -107,6 +108,17 @@ def parser() -> Parser:
         choices=list(AXES),
         help="what report.png shows the metric over (default: compression)",
     )
+    out.add_argument(
+        "--bars",
+        default="std",
+        choices=list(BARS),
+        help="error bars of report.png: sample std over seeds (default), or 95 %% t-intervals of the mean",
+    )
+    out.add_argument(
+        "--pareto",
+        action="store_true",
+        help="list the Pareto front over all rows, the metric against --over, and draw it in report.png",
+    )
     return out
 
 
@@ -120,12 +132,9 @@ def check_options(options: argparse.Namespace) -> None:
     check_metric(options.metric)
     if options.test != "t" and options.baseline is None:
         raise ValueError(f"--test {options.test}: has no effect without --baseline")
-    drawn = {
-        "--numbers": options.numbers is not None,
-        "--lr": options.lr,
-        "--figure": options.figure != "png",
-    }
-    drawn["--over"] = options.over != "compression"
+    drawn = {"--numbers": options.numbers is not None, "--lr": options.lr}
+    drawn |= {"--figure": options.figure != "png", "--bars": options.bars != "std"}
+    drawn["--over"] = options.over != "compression" and not options.pareto
     for name, asked in drawn.items():
         if asked and not options.plot:
             raise ValueError(f"{name}: has no effect with --no-plot")

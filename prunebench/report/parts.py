@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from prunebench.report import diagnostics, layers, remaining_table, render, search
+from prunebench.report import diagnostics, layers, pareto, remaining_table, render, search
+from prunebench.report.axes import AXES
 from prunebench.report.compare import against
-from prunebench.report.curve import report_png
 from prunebench.report.group import repeated, summarise
 from prunebench.report.metric import parts as metric_parts
 from prunebench.report.metric_pictures import diagnostics_png, layers_png
@@ -21,6 +21,7 @@ from prunebench.report.rates import learning_rates, lr_png
 from prunebench.report.read import Run
 from prunebench.report.remaining import baselines, remaining
 from prunebench.report.sheets import Sheet
+from prunebench.report.tradeoff import report_png
 
 NAMED = 6  # things that a remark names one by one
 
@@ -57,14 +58,29 @@ def ends(
     baseline: str | None = None,
     test: str = "t",
     over: str = "compression",
+    bars: str = "std",
+    front: bool = False,
     width: int,
 ) -> Part:
-    """The ends of runs, with `rounds` all their rounds, against the dense control and against a baseline."""
+    """The ends of runs, with `rounds` all their rounds, against the dense control and against a baseline.
+
+    Args:
+      runs: see `axes.priced`.
+      names: the label of each run, see `group.labels`.
+      metric, rounds: what the table shows.
+      baseline, test: see `compare.against`.
+      over, bars, front: see `tradeoff.report_png`.
+      width: of the terminal, in characters.
+    """
     rows = summarise(runs, names, metric, rounds=rounds)
     notes = render.notes(rows, metric, repeated(runs, names))
     if baseline is not None:
         rows = against(rows, baseline, test=test)
         notes += render.notes_on_differences(rows, baseline, test)
+    if priceless := sum(AXES[over].at(row) is None for row in rows):
+        which = "row is" if priceless == 1 else "rows are"
+        notes.append(f"{priceless} {which} not in report.png, {over} is not known of them")
+    picture = partial(report_png, runs, names, metric, over=over, bars=bars, pareto=front)
     return Part(
         "report",
         text=render.text_lines(rows, runs, metric, width=width),
@@ -74,7 +90,19 @@ def ends(
             ".csv": partial(render.write_csv, runs=runs, names=names),
             "_summary.csv": partial(render.write_summary, rows=rows, metric=metric),
         },
-        picture=partial(report_png, runs, names, metric, over=over) if rows else None,
+        picture=picture if rows else None,
+    )
+
+
+def pareto_front(runs: Sequence[Run], names: Sequence[str], metric: str, *, over: str, width: int) -> Part:
+    """The operating points that no other beats in the metric and in what it is drawn over."""
+    found = pareto.fronts(runs, names, metric, over)
+    return Part(
+        "pareto",
+        text=pareto.text_lines(found, metric, over, width=width),
+        notes=[pareto.NOTE],
+        sheets=pareto.sheets(found, metric, over),
+        csvs={".csv": partial(pareto.write_csv, found=found, metric=metric, over=over)},
     )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunebench.report.curve import COLOURS, DENSE, tidy
 from prunebench.report.read import Run, rows_of
 from prunebench.report.remaining import share_text
+from prunebench.report.style import COLOURS, DENSE, tidy
 
 LABEL = 0.06  # of the axis: room for a share of weights remaining above the beginning of a phase
 
