@@ -9,6 +9,7 @@ from prunebench.report.read import Run, rows_of
 from prunebench.report.style import remaining_axis, series
 from prunebench.report.table import count, percent, ratio
 
+FEW = (1, 1.5, 2, 2.5, 3, 4, 5, 6)  # ticks of a logarithmic axis that ends early
 LOGARITHMIC_FROM = 2.5  # largest total / kept from which an axis is logarithmic
 
 
@@ -55,8 +56,8 @@ def factor_axis(axis: Any, factors: Sequence[float]) -> None:
     if largest >= LOGARITHMIC_FROM:
         axis.set_xscale("log")
         powers = [2.0**k for k in range(math.ceil(math.log2(largest)) + 1)]
-        powers = powers if len(powers) <= 8 else series(largest)
-        ticks = [tick for tick in powers if tick <= largest * 1.1]
+        known = FEW if largest < FEW[-1] else powers if len(powers) <= 8 else series(largest)
+        ticks = [tick for tick in known if tick <= largest * 1.1]
         axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
         axis.set_xticks([], minor=True)
 

@@ -16,7 +16,7 @@ from prunebench.report.options import check_options, parser
 from prunebench.report.parts import Part, ends, measured, oracle, pareto_front, rates, shares
 from prunebench.report.read import Found, Run, load
 from prunebench.report.render import counts
-from prunebench.report.sheets import latex_lines, markdown_lines, page
+from prunebench.report.sheets import INLINE, latex_lines, markdown_lines, page
 
 NAMED = 5  # broken runs that are named
 WRAP = partial(textwrap.wrap, subsequent_indent="  ", break_on_hyphens=False)
@@ -114,11 +114,13 @@ def write(part: Part, out: Path, options: argparse.Namespace, ending: Sequence[s
 
 
 def write_page(parts: Sequence[Part], written: Sequence[Path], ending: Sequence[str]) -> None:
-    """Write report.html, the last of the files, with the tables and the PNG pictures among the others."""
-    sheets = [sheet for part in parts for sheet in part.sheets or ()]
-    pictures = [path for path in written if path.suffix == ".png"]
+    """Write report.html, the last of the files, with the tables and their pictures among the others."""
+    kind = next((kind for kind in INLINE if any(path.suffix == kind for path in written)), None)
+    sections = [
+        (part.sheets or (), [path for path in written if path.name == f"{part.name}{kind}"]) for part in parts
+    ]
     notes = [*dict.fromkeys(note for part in parts for note in part.notes), *ending]
-    written[-1].write_text(page("prune-report", sheets, pictures, notes), encoding="utf-8")
+    written[-1].write_text(page("prune-report", sections, notes), encoding="utf-8")
 
 
 def _left_out(found: Found) -> str:

@@ -20,7 +20,7 @@ DASHES = (
 DENSE = "#777777"
 NARROW = 0.08  # lowest share of weights remaining down to which an axis has more ticks
 NARROW_TICKS = (100, 70, 50, 40, 30, 20, 15, 10)
-LETTER, HANDLE, LINE = 0.078, 0.62, 0.185  # inches of a legend: a character, all but the text, a line
+LETTER, HANDLE, LINE = 0.071, 0.6, 0.185  # inches of a legend: a character, all but the text, a line
 ROOM = 2  # lines of the legend for which a figure has room
 LONGEST = 60  # characters of a line of the legend
 
@@ -83,5 +83,6 @@ def legend_below(figure: Any, columns: int) -> None:
         ncols=fit,
         frameon=False,
         fontsize=9,
-        handlelength=3,
+        handlelength=2.7,
+        columnspacing=1.2,
     )

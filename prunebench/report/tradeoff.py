@@ -120,7 +120,7 @@ class _Panel:
         """A ring around the points of the front, and its stairs."""
         x, y = self._places(points), [self.scale * row["value"] for row in points]
         self.axis.plot(x, y, color="black", linewidth=0.9, alpha=0.6, drawstyle="steps-post", zorder=1.5)
-        ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": "none"}
+        ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": "none"}
         self.axis.plot(x, y, marker="o", label="Pareto front (of means)", zorder=4, **ring)
 
     def _thin(self, steps: Sequence[dict], style: Mapping[str, Any]) -> None:
