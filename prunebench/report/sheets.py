@@ -151,6 +151,7 @@ th { cursor: pointer; border-bottom: 2px solid #555; }
 th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
 .text { text-align: left; }
+td.text { white-space: normal; min-width: 10rem; max-width: 24rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 tbody tr:hover td { background: #f2f6fa; }
