@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from prunebench.report.axes import priced
-from prunebench.report.group import labels, where
+from prunebench.report.choose import chosen, where
+from prunebench.report.fairness import Verdict, contract, verdicts
+from prunebench.report.group import labels
 from prunebench.report.options import check_options, parser
 from prunebench.report.parts import Part, ends, measured, oracle, pareto_front, rates, shares
 from prunebench.report.read import Found, Run, load
@@ -55,7 +57,12 @@ def report(options: argparse.Namespace, command: str) -> int:
         raise ValueError(f"{' '.join(options.directories)}: no runs{_left_out(found)}")
     runs = where(found.runs, options.where)
     width = shutil.get_terminal_size((120, 24)).columns
-    made = parts(runs, options, width=width)
+    names, rows_by = (labels(runs), []) if options.by is None else chosen(runs, options.by)
+    made, judged = parts(runs, names, options, width=width), verdicts(runs, names)
+    remarks = [*rows_by, *(line for one in judged for line in one.lines), *contract(runs, names)]
+    first = "report" if options.remaining is None else "remaining"
+    main = next(part for part in made if part.name == first)
+    main.notes.extend(remarks)
     counted = counts(found, runs)
     if "table" in formats:
         shown = [part for part in made if part.name != "report" or options.remaining is None]
@@ -73,20 +80,33 @@ def report(options: argparse.Namespace, command: str) -> int:
         write_page(made, written, [counted, f"made by {command}"])
     if written:
         print("written:", *written)
-    return 0
+    return strict(judged) if options.strict else 0
 
 
-def parts(runs: Sequence[Run], options: argparse.Namespace, *, width: int) -> list[Part]:
+def strict(judged: Sequence[Verdict]) -> int:
+    """Exit code of `--strict`: 1, with a line that says why, if a comparison is not fair."""
+    unfair = [f"{one.where}: {', '.join(dict.fromkeys(f.aspect for f in one.findings))}" for one in judged]
+    unfair = [text for text, one in zip(unfair, judged) if one.findings]
+    if unfair:
+        print(f"prune-report: --strict: not equal: {'; '.join(unfair)}", file=sys.stderr)
+    return int(bool(unfair))
+
+
+def parts(
+    runs: Sequence[Run], names: Sequence[str], options: argparse.Namespace, *, width: int
+) -> list[Part]:
     """The parts of the report that the options ask for, and those for which the runs have something."""
-    names, metric, over = labels(runs), options.metric, options.over
+    metric, over = options.metric, options.over
     dear = priced(runs, over)
+    merged = options.by is not None
     compared = {"baseline": options.baseline, "test": options.test, "width": width}
     drawn = {"rounds": options.rounds, "over": over, "bars": options.bars, "front": options.pareto}
+    drawn["merged"] = merged
     if options.remaining is None:
         out = [ends(dear, names, metric, **drawn, **compared)]
     else:
         out = [ends(dear, names, metric, **drawn, width=width)]
-        out.append(shares(runs, names, metric, asked=options.remaining, **compared))
+        out.append(shares(runs, names, metric, asked=options.remaining, merged=merged, **compared))
     out += [pareto_front(dear, names, metric, over=over, width=width)] if options.pareto else []
     out += measured(runs, names, asked=options.layers, numbers=options.numbers, width=width)
     out += oracle(runs, names, width=width)

@@ -21,29 +21,6 @@ def check_metric(metric: str) -> None:
         raise ValueError(f"--metric {metric}: no such metric{close_ones(metric, KNOWN)}")
 
 
-def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
-    """The runs that meet every condition "key=value" or "key=value,value".
-
-    Raises:
-      ValueError: if a condition has no "=", its key is in no run, or no run has its value.
-    """
-    left = list(runs)
-    for condition in conditions:
-        key, equals, values = condition.partition("=")
-        if not equals:
-            raise ValueError(f"--where {condition}: must be key=value (directories stand before --where)")
-        known = sorted({name for run in runs for name in _fields(run)})
-        if key not in known:
-            raise ValueError(f"--where {condition}: no run has {key!r}{close_ones(key, known)}")
-        wanted = values.split(",")
-        met = [run for run in left if any(_equal(_fields(run).get(key), value) for value in wanted)]
-        if left and not met:
-            there = sorted({str(_fields(run).get(key)) for run in left})
-            raise ValueError(f"--where {condition}: no run has this value{close_ones(values, there)}")
-        left = met
-    return left
-
-
 def labels(runs: Sequence[Run]) -> list[str]:
     """For every run its method with companions, and the settings and options in which runs of it differ.
 
@@ -150,19 +127,6 @@ def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
     out["seconds"] = mean_std(sum(r.get("seconds", 0) for r in run.rounds[: i + 1]) for run, i in members)[0]
     out["partial"] = sum(run.status == "partial" for run, _ in members) or None
     return out
-
-
-def _fields(run: Run) -> dict[str, Any]:
-    return {**run.identity, "status": run.status}
-
-
-def _equal(value: Any, text: str) -> bool:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return float(text) == value
-        except ValueError:
-            return False
-    return str(value).lower() == text.lower()
 
 
 def _by_seed(pairs: Iterable[tuple[Any, float | None]]) -> dict[Any, float]:

@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   prune-report runs --where model=resnet20 method=imp,lth --metric top5
   prune-report runs more-runs --out results/cifar10 --format md,csv,latex,html
   prune-report runs --rounds --no-plot
+  prune-report runs --by criterion --strict
   prune-report runs --metric valid/top1
   prune-report runs --remaining 100,32.8,26.2,13.4 --baseline "lth cosine"
   prune-report runs --layers dead_neurons.dynamic --lr --figure pdf
@@ -56,7 +57,13 @@ def parser() -> Parser:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="only runs with these values",
+        help="only runs with these values, of result.json or of any option in config.yaml",
+    )
+    out.add_argument(
+        "--by",
+        metavar="KEY[,KEY]",
+        help="rows by these keys, such as method or optimizer.lr, averaged over what else differs "
+        "(always apart: model, data set, sparsity)",
     )
     out.add_argument(
         "--metric",
@@ -86,6 +93,11 @@ def parser() -> Parser:
         choices=list(TESTS),
         default="t",
         help="p-values of the differences, Holm-corrected: paired t (default) or Wilcoxon",
+    )
+    out.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 1, after everything is written, if rows differ in more than they are compared by",
     )
     out.add_argument(
         "--layers",

@@ -60,6 +60,7 @@ def ends(
     over: str = "compression",
     bars: str = "std",
     front: bool = False,
+    merged: bool = False,
     width: int,
 ) -> Part:
     """The ends of runs, with `rounds` all their rounds, against the dense control and against a baseline.
@@ -70,10 +71,11 @@ def ends(
       metric, rounds: what the table shows.
       baseline, test: see `compare.against`.
       over, bars, front: see `tradeoff.report_png`.
+      merged: rows hold runs of several configurations by the reader's choice, so that seeds repeat.
       width: of the terminal, in characters.
     """
     rows = summarise(runs, names, metric, rounds=rounds)
-    notes = render.notes(rows, metric, repeated(runs, names))
+    notes = render.notes(rows, metric, 0 if merged else repeated(runs, names))
     if baseline is not None:
         rows = against(rows, baseline, test=test)
         notes += render.notes_on_differences(rows, baseline, test)
@@ -114,6 +116,7 @@ def shares(
     asked: str,
     baseline: str | None = None,
     test: str = "t",
+    merged: bool = False,
     width: int,
 ) -> Part:
     """The papers' tables: a row per label, a column per share of weights remaining."""
@@ -126,7 +129,7 @@ def shares(
         for table in remaining_table.tables(panel, row, entries, metric, test=test)
     ]
     notes = [*remaining_table.notes(panels, bases, metric, test=test), *remarks(panels, entries)]
-    alike = repeated(runs, names)
+    alike = 0 if merged else repeated(runs, names)
     notes += [render.repeated_note(alike)] if alike else []
     return Part(
         "remaining",

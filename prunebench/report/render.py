@@ -166,6 +166,7 @@ def _csv_row(run: Run, name: str, place: int) -> dict[str, Any]:
 
 
 def _columns(rows: Sequence[dict], metric: str) -> list[Column]:
-    """The columns, that of the sparsity asked in a round only where rounds before the last are shown."""
+    """The columns: a round's own sparsity only beside earlier rounds, a difference only if there is one."""
     early = any(row["asked"] != row["target"] for row in rows if not row["partial"])
-    return [column for column in columns(metric) if early or column.key != "asked"]
+    needless = {"asked": not early, "difference": all(row.get("difference") is None for row in rows)}
+    return [column for column in columns(metric) if not needless.get(column.key)]
