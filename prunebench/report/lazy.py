@@ -20,15 +20,15 @@ class RoundsOnDisk(Sequence[dict]):
     """The rounds of a result.json; the last is here, the others are read again.
 
     Attributes:
-      path: of the result.json.
+      directory: of the run, where result.json is.
       keys: names of all numbers of the rounds, with dots, in the order in which they come.
       seconds: of all rounds together.
     """
 
-    __slots__ = ("_count", "_last", "keys", "path", "seconds")
+    __slots__ = ("_count", "_last", "directory", "keys", "seconds")
 
-    def __init__(self, path: Path, rounds: Sequence[dict]):
-        self.path, self._count = path, len(rounds)
+    def __init__(self, directory: Path, rounds: Sequence[dict]):
+        self.directory, self._count = directory, len(rounds)
         self._last = slim(rounds[-1])
         self.keys = keys_of(rounds)
         self.seconds = sum(row.get("seconds", 0) for row in rounds)
@@ -39,9 +39,9 @@ class RoundsOnDisk(Sequence[dict]):
     def __getitem__(self, index: Any) -> Any:
         if index in (-1, self._count - 1):
             return self._last
-        rounds = _rounds(self.path)
+        rounds = _rounds(self.directory)
         if len(rounds) != self._count:
-            raise ValueError(f"{self.path}: has changed since prune-report began; start it again")
+            raise ValueError(f"{self.directory}: has changed since prune-report began; start it again")
         return rounds[index]
 
 
@@ -99,11 +99,11 @@ def slim(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=NEAR)
-def _rounds(path: Path) -> list[dict]:
+def _rounds(directory: Path) -> list[dict]:
     try:
-        return json.loads(path.read_bytes())["rounds"]
+        return json.loads((directory / "result.json").read_bytes())["rounds"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read again: {error}") from error
+        raise ValueError(f"{directory}: cannot be read again: {error}") from error
 
 
 def _form(row: Mapping) -> tuple:

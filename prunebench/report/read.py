@@ -4,6 +4,7 @@ A finished run has `result.json`. An unfinished one is rebuilt from `identity.js
 of kind "phase" in `metrics.jsonl` (what it finished), and is marked partial.
 """
 
+import gc
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -88,6 +89,14 @@ def load(directories: Sequence[str]) -> Found:
     Raises:
       ValueError: if a directory does not exist.
     """
+    gc.disable()  # nothing here is freed, and looking through all of it again and again takes a tenth longer
+    try:
+        return _load(directories)
+    finally:
+        gc.enable()
+
+
+def _load(directories: Sequence[str]) -> Found:
     found, seen = Found(), set()
     held = 0
     for directory in directories:
@@ -110,7 +119,7 @@ def load(directories: Sequence[str]) -> Found:
                 continue
             held += len(run.rounds)
             if held > HELD and run.status == "done":
-                run = replace(run, rounds=RoundsOnDisk(path / "result.json", run.rounds))
+                run = replace(run, rounds=RoundsOnDisk(path, run.rounds))
             found.runs.append(run)
     return found
 

@@ -39,8 +39,7 @@ def test_a_report_is_the_same_whether_or_not_rounds_are_held(tmp_path, capsys, m
 
 def test_rounds_on_disk_are_those_in_memory(tmp_path):
     rounds = [*rounds_to(0.9, 0.8, rounds=4)]
-    path = put(tmp_path, "a", rounds) / "result.json"
-    lazily = RoundsOnDisk(path, rounds)
+    lazily = RoundsOnDisk(put(tmp_path, "a", rounds), rounds)
     assert len(lazily) == 5
     assert list(lazily) == rounds
     assert lazily[1:3] == rounds[1:3]
@@ -52,9 +51,9 @@ def test_rounds_on_disk_are_those_in_memory(tmp_path):
 
 
 def test_the_last_round_needs_no_file(tmp_path):
-    path = put(tmp_path, "a", rounds_to(0.9, 0.8)) / "result.json"
-    lazily = RoundsOnDisk(path, rounds_to(0.9, 0.8))
-    path.unlink()
+    directory = put(tmp_path, "a", rounds_to(0.9, 0.8))
+    lazily = RoundsOnDisk(directory, rounds_to(0.9, 0.8))
+    (directory / "result.json").unlink()
     assert lazily[-1]["asked"] == 0.9
     with pytest.raises(ValueError, match="cannot be read again"):
         lazily[0]
@@ -74,7 +73,7 @@ def test_a_run_that_changes_under_the_report_is_named(tmp_path, capsys, monkeypa
     monkeypatch.setattr("prunebench.report.cli.load", then_change)
     lazy._rounds.cache_clear()
     message = refused(capsys, tmp_path, "--no-plot", "--rounds")
-    assert message.endswith("result.json: has changed since prune-report began; start it again\n")
+    assert message.endswith("/a: has changed since prune-report began; start it again\n")
 
 
 # report.csv
