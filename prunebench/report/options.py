@@ -20,7 +20,8 @@ EXAMPLES = """examples:
   prune-report runs --rounds --no-plot
   prune-report runs --metric valid/top1
   prune-report runs --remaining 100,32.8,26.2,13.4 --baseline "lth cosine"
-  prune-report runs --layers dead_neurons.dynamic --lr --figure pdf
+  prune-report runs --over macs --pareto --bars interval
+  prune-report runs --layers sparsity --lr --figure pdf       # every layer after every round, the learning rate
 """
 
 
