@@ -16,7 +16,7 @@ def measure(rounds: Callable[[int], int]) -> Iterator[Row]:
     """Rows of the group."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        child("run", f"out={root / 'real'}", "trainer.quiet=true", "trainer.share=none")
+        child("run", f"out={root / 'real'}", "trainer.share=none")
         template = next((root / "real").glob("*/result.json")).parent
         yield from _seconds(root, template, rounds(10))
         tree = root / "very_many"

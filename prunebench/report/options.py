@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   prune-report runs --metric valid/top1
   prune-report runs --remaining 100,32.8,26.2,13.4 --baseline "lth cosine"
   prune-report runs --over macs --pareto --bars interval
-  prune-report runs --layers sparsity --lr --figure pdf       # every layer after every round, the learning rate
+  prune-report runs --layers sparsity --lr --figure pdf      # every layer after every round; learning rate
 """
 
 
@@ -90,7 +90,7 @@ def parser() -> Parser:
     )
     out.add_argument(
         "--layers",
-        metavar="METRIC.NAME",
+        metavar="sparsity|METRIC.NAME",
         help="also show every layer after every round: sparsity, or a number that was measured",
     )
     out.add_argument(
@@ -98,7 +98,9 @@ def parser() -> Parser:
         metavar="METRIC[.NAME],...",
         help="what diagnostics.png shows (default: every number that changes)",
     )
-    out.add_argument("--lr", action="store_true", help="draw lr.png: the learning rate over the epochs")
+    out.add_argument(
+        "--lr", action="store_true", help="draw lr.png: learning rate and sparsity over the epochs"
+    )
     out.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
     out.add_argument(
         "--figure", default="png", metavar=",".join(FIGURES), help="formats of the pictures (default: png)"
