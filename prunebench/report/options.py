@@ -98,9 +98,7 @@ def parser() -> Parser:
         metavar="METRIC[.NAME],...",
         help="what diagnostics.png shows (default: every number that changes)",
     )
-    out.add_argument(
-        "--lr", action="store_true", help="draw lr.png: learning rate and sparsity over the epochs"
-    )
+    out.add_argument("--lr", action="store_true", help="draw lr.png: learning rate, sparsity over the epochs")
     out.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
     out.add_argument(
         "--figure", default="png", metavar=",".join(FIGURES), help="formats of the pictures (default: png)"
