@@ -1,10 +1,11 @@
-"""Trees of finished runs that nobody trained: copies of one real run with other seeds, options and numbers."""
+"""Trees of finished runs that nobody trained: copies of a real one with other seeds, options and numbers."""
 
 import itertools
 import json
 import os
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 SEEDS = 5
 TARGETS = (0.5, 0.8, 0.9, 0.95, 0.98)
 CRITERIA = ("magnitude", "random", "snip", "synflow", "lamp")
+LINKED = 10_000  # runs whose metrics.jsonl is one file
 TEXTS = ("config.yaml", "overrides.json", "identity.json", "result.json")
 OPTIONS = {  # line of config.yaml -> what stands there
     r"^seed: ()": "seed",
@@ -40,8 +42,8 @@ def runs_of_tree() -> Iterator[Which]:
 def write_tree(root: Path, template: Path, runs: int) -> None:
     """Write so many run directories under `root`.
 
-    Every file has the form and the size of the template's; metrics.jsonl is a hard link to the template's,
-    with its sparsities.
+    Every file has the form and the size of the template's. metrics.jsonl is a copy, with the template's
+    numbers, and takes the room of one for many runs.
 
     Args:
       root: made if missing.
@@ -68,7 +70,10 @@ def write_tree(root: Path, template: Path, runs: int) -> None:
         )
         (directory / "identity.json").write_text(json.dumps(identity, indent=1))
         (directory / "result.json").write_text(result)
-        os.link(template / "metrics.jsonl", directory / "metrics.jsonl")
+        if number % LINKED == 0:
+            linked = shutil.copy(template / "metrics.jsonl", directory)
+        else:
+            os.link(linked, directory / "metrics.jsonl")
 
 
 def _typed(which: Which) -> dict[str, object]:

@@ -158,16 +158,13 @@ def priced(runs: Sequence[Run], over: str) -> list[Run]:
     Raises:
       ValueError: if no run has the price.
     """
-    out = list(runs)
-    if over == "latency":
-        out = [_with(run, "latency", _latencies(run)) for run in runs]
-    elif over == "train_macs":
-        out = [_with(run, over, _train_macs(run)) for run in runs]
-    key = {"macs": "macs_dense"}.get(over, over)
+    found = {"latency": _latencies, "train_macs": _train_macs}.get(over)
+    if found is None:
+        return list(runs)
+    out = [_with(run, over, found(run)) for run in runs]
     rows = [row for run in out for row in run.rounds]
-    if rows and not any(row.get(key) is not None for row in rows):
-        hint = f"; {AXES[over].asked}" if AXES[over].asked else ""
-        raise ValueError(f"--over {over}: no run here has it{hint}")
+    if rows and not any(row.get(over) is not None for row in rows):
+        raise ValueError(f"--over {over}: no run here has it; {AXES[over].asked}")
     return out
 
 

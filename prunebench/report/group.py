@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prunebench.report.label import labelled
+from prunebench.report.lazy import seconds_until
 from prunebench.report.metric import KNOWN, parts, reading
 from prunebench.report.read import Run
 from prunebench.report.student import interval
@@ -68,6 +69,12 @@ def mean_std(values: Iterable[float | None]) -> tuple[float | None, float | None
     return mean, statistics.stdev(known) if len(known) > 1 else None
 
 
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the known values; None where there is none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def control(runs: Iterable[Run], metric: str) -> tuple[float | None, float | None, int]:
     """Mean, sample standard deviation and number of the dense controls, one per seed.
 
@@ -120,11 +127,11 @@ def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
     out["reach"] = (between[1] - between[0]) / 2 if between else None
     out["values"] = _by_seed((run.identity["seed"], known) for (run, _), known in zip(members, values))
     split, name_of = parts(metric)
-    out["top5"] = mean_std(reading(row, f"{split}/top5") for row in rows)[0] if name_of == "top1" else None
-    out["pruned"] = mean_std(reading(row, f"pruned/{parts(metric)[1]}") for row in rows)[0]
+    out["top5"] = _mean(reading(row, f"{split}/top5") for row in rows) if name_of == "top1" else None
+    out["pruned"] = _mean(reading(row, f"pruned/{parts(metric)[1]}") for row in rows)
     for field in FIELDS:
-        out[field] = mean_std(row.get(field) for row in rows)[0]
-    out["seconds"] = mean_std(sum(r.get("seconds", 0) for r in run.rounds[: i + 1]) for run, i in members)[0]
+        out[field] = _mean(row.get(field) for row in rows)
+    out["seconds"] = _mean(seconds_until(run.rounds, i) for run, i in members)
     out["partial"] = sum(run.status == "partial" for run, _ in members) or None
     return out
 

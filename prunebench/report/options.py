@@ -21,7 +21,8 @@ EXAMPLES = """examples:
   prune-report runs --by criterion --strict
   prune-report runs --metric valid/top1
   prune-report runs --remaining 100,32.8,26.2,13.4 --baseline "lth cosine"
-  prune-report runs --layers dead_neurons.dynamic --lr --figure pdf
+  prune-report runs --over macs --pareto --bars interval
+  prune-report runs --layers sparsity --lr --figure pdf      # every layer after every round; learning rate
 """
 
 
@@ -101,7 +102,7 @@ def parser() -> Parser:
     )
     out.add_argument(
         "--layers",
-        metavar="METRIC.NAME",
+        metavar="sparsity|METRIC.NAME",
         help="also show every layer after every round: sparsity, or a number that was measured",
     )
     out.add_argument(
@@ -109,7 +110,7 @@ def parser() -> Parser:
         metavar="METRIC[.NAME],...",
         help="what diagnostics.png shows (default: every number that changes)",
     )
-    out.add_argument("--lr", action="store_true", help="draw lr.png: the learning rate over the epochs")
+    out.add_argument("--lr", action="store_true", help="draw lr.png: learning rate, sparsity over the epochs")
     out.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
     out.add_argument(
         "--figure", default="png", metavar=",".join(FIGURES), help="formats of the pictures (default: png)"

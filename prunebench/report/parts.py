@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from prunebench.report import diagnostics, layers, pareto, remaining_table, render, search
+from prunebench.report import all_rounds, diagnostics, layers, pareto, remaining_table, render, search
 from prunebench.report.axes import AXES
 from prunebench.report.compare import against
 from prunebench.report.group import repeated, summarise
@@ -89,7 +89,7 @@ def ends(
         notes=[*notes, *search.cost_notes(runs, names)],
         sheets=render.sheets(rows, runs, metric),
         csvs={
-            ".csv": partial(render.write_csv, runs=runs, names=names),
+            ".csv": partial(all_rounds.write_csv, runs=runs, names=names),
             "_summary.csv": partial(render.write_summary, rows=rows, metric=metric),
         },
         picture=picture if rows else None,
