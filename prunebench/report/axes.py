@@ -1,6 +1,7 @@
 """What accuracy is drawn over: the prices that a network has, and how an axis of each looks."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,8 @@ from prunebench.report.read import Run, rows_of
 from prunebench.report.style import remaining_axis, series
 from prunebench.report.table import count, percent, ratio
 
+NETWORKS = ("shrunk", "masked")  # whose latency is looked for, in this order
+SIZED = re.compile(r"(?:shrunk|masked)_milliseconds_(\d+)")
 FEW = (1, 1.5, 2, 2.5, 3, 4, 5, 6)  # ticks of a logarithmic axis that ends early
 LOGARITHMIC_FROM = 2.5  # largest total / kept from which an axis is logarithmic
 
@@ -26,6 +29,7 @@ class Axis:
       cheap_is_large: whether the cheaper of two networks has the larger value (compression).
       scale: factor between a value and its place on the axis.
       asked: what gives runs the value, where not every run has it.
+      note: what a reader has to know of the value, if `words` cannot say it.
     """
 
     words: str
@@ -36,6 +40,7 @@ class Axis:
     cheap_is_large: bool = False
     scale: float = 1.0
     asked: str = ""
+    note: str = ""
 
     def cost(self, row: Mapping) -> float | None:
         """Smaller for the cheaper of two rows."""
@@ -137,6 +142,8 @@ AXES: Mapping[str, Axis] = {
         "{:.4g}".format,
         plain_axis,
         asked="metrics=[latency] measures it",
+        note="latency: of a forward pass with the smallest batch that all runs measured, by the physically "
+        "smaller network where a run has one, on the run's own device",
     ),
     "train_macs": Axis(
         "MACs of the training so far",
@@ -152,16 +159,17 @@ AXES: Mapping[str, Axis] = {
 def priced(runs: Sequence[Run], over: str) -> list[Run]:
     """The runs, their rounds with the price that is drawn where it stands elsewhere on disk.
 
-    Latency is the number `milliseconds` of the metric of that name at the end of a round; what training had
-    cost at the end is among the totals of a run.
+    Latency is the number `milliseconds` of the metric of that name at the end of a round, or else
+    `shrunk_milliseconds_B`, or `masked_milliseconds_B` in its absence, with the smallest batch size B that
+    all rows have; what training had cost at the end is among the totals of a run.
 
     Raises:
       ValueError: if no run has the price.
     """
-    found = {"latency": _latencies, "train_macs": _train_macs}.get(over)
-    if found is None:
+    if over not in ("latency", "train_macs"):
         return list(runs)
-    out = [_with(run, over, found(run)) for run in runs]
+    values = _latencies(runs) if over == "latency" else [_train_macs(run) for run in runs]
+    out = [_with(run, over, own) for run, own in zip(runs, values)]
     rows = [row for run in out for row in run.rounds]
     if rows and not any(row.get(over) is not None for row in rows):
         raise ValueError(f"--over {over}: no run here has it; {AXES[over].asked}")
@@ -173,17 +181,25 @@ def _with(run: Run, key: str, values: Mapping[str, float]) -> Run:
     return replace(run, rounds=rounds)
 
 
-def _latencies(run: Run) -> dict[str, float]:
-    """Phase -> milliseconds."""
+def _latencies(runs: Sequence[Run]) -> list[dict[str, float]]:
+    """For every run phase -> milliseconds."""
+    rows = [_latency_rows(run) for run in runs]
+    sized = [row for own in rows for row in own.values() if "milliseconds" not in row]
+    sizes = [{int(found[1]) for key in row if (found := SIZED.fullmatch(key))} for row in sized]
+    common = set.intersection(*sizes) if sizes else set()
+    if sizes and not common:
+        raise ValueError("--over latency: no batch size was measured by all runs (metrics.latency.batches)")
+    names = ["milliseconds", *(f"{which}_milliseconds_{min(common)}" for which in NETWORKS if common)]
+    return [{phase: next(row[n] for n in names if n in row) for phase, row in own.items()} for own in rows]
+
+
+def _latency_rows(run: Run) -> dict[str, dict]:
+    """Phase -> the row of the metric at its end."""
     try:
         rows = [*rows_of(run.directory / "metrics.jsonl", "metric", mark='"latency"')]
     except (OSError, ValueError) as error:
         raise ValueError(f"--over latency: {run.directory}: {error}") from error
-    return {
-        row["phase"]: row["milliseconds"]
-        for row in rows
-        if row.get("metric") == "latency" and row.get("when") == "end" and _is_number(row.get("milliseconds"))
-    }
+    return {row["phase"]: row for row in rows if row.get("metric") == "latency" and row.get("when") == "end"}
 
 
 def _train_macs(run: Run) -> dict[str, float]:

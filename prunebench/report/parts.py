@@ -82,6 +82,7 @@ def ends(
     if priceless := sum(AXES[over].at(row) is None for row in rows):
         which = "row is" if priceless == 1 else "rows are"
         notes.append(f"{priceless} {which} not in report.png, {over} is not known of them")
+    notes += [AXES[over].note] if AXES[over].note else []
     picture = partial(report_png, runs, names, metric, over=over, bars=bars, pareto=front)
     return Part(
         "report",

@@ -142,6 +142,25 @@ def test_latency_is_that_of_the_metric_at_the_ends_of_rounds(tmp_path, capsys):
     assert (tmp_path / "report.png").read_bytes().startswith(PNG)
 
 
+def sized(root, name, numbers, **options):
+    """A run to 50 % in one round whose metric had these numbers at the ends of both phases."""
+    rows = [metric_row(i, s, "latency", threads=1, **numbers) for i, s in enumerate((0.0, 0.5))]
+    return put(root, name, rounds_to(0.5, 0.8), tail=text(rows), metrics=["latency"], **options)
+
+
+def test_latency_by_batch_size_is_of_the_smaller_network_and_the_smallest_common_batch(tmp_path, capsys):
+    masked = {f"masked_milliseconds_{size}": 10.0 * size for size in (1, 8, 64)}
+    spread = {"masked_milliseconds_iqr_1": 0.1, "measured_speedup_8": 2.0}
+    sized(tmp_path, "a", masked | spread)
+    sized(tmp_path, "b", {"masked_milliseconds_8": 80.0, "shrunk_milliseconds_8": 7.0}, method="lth")
+    runs = priced(load([str(tmp_path)]).runs, "latency")
+    assert [run.rounds[-1]["latency"] for run in runs] == [80.0, 7.0]
+    _, out, _ = run(capsys, tmp_path, "--over", "latency", "--pareto", "--no-plot")
+    assert "with the smallest batch that all runs measured" in " ".join(out.split())
+    sized(tmp_path, "c", {"masked_milliseconds_64": 640.0}, method="other")
+    assert "no batch size was measured by all runs" in refused(capsys, tmp_path, "--over", "latency")
+
+
 def test_a_latency_that_nobody_measured_is_refused_in_one_line(tmp_path, capsys):
     three_seeds(tmp_path)
     message = refused(capsys, tmp_path, "--over", "latency")
