@@ -18,6 +18,7 @@ GROUPS = {
     "startup": ("P17", "P18"),
     "sweeps": ("P16", "P19"),
     "default": ("P22", "P23"),
+    "reports": ("P28", "P29"),
     "cuda": ("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9"),
 }
 

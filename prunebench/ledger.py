@@ -17,13 +17,16 @@ class Ledger:
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
 
-    def add(self, run: Run, phase: Phase, row: Mapping[str, Any]) -> float:
-        """Enter the phase that ends now; the seconds of its row, those of its auxiliary phases included.
+    def add(self, run: Run, phase: Phase, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Enter the phase that ends now; what its row says of it.
 
         Args:
           run: its clock stands at the phase's end.
           phase: what was trained.
           row: of the table of rounds, with MACs and the phase's own seconds.
+
+        Returns:
+          `seconds`, those of the phase's auxiliary phases included, and `train_macs` of the run up to here.
         """
         seconds = row["seconds"]
         for before in reversed(self.entries):
@@ -32,7 +35,7 @@ class Ledger:
             seconds += before["seconds"]
         own = {k: row[k] for k in ("macs", "macs_dense", "seconds")} | {"samples": images_seen(run)}
         self.entries.append({"phase": phase.name, "auxiliary": phase.auxiliary, **own})
-        return seconds
+        return {"seconds": seconds, "train_macs": self.cost(run.clock.total)["train_macs"]}
 
     def cost(self, steps: int) -> dict[str, int]:
         """Cost of the run; a training step is counted as three forward passes."""

@@ -17,7 +17,7 @@ from prunebench.journal import Checkpoints, Losses, Rows, Shown, Stop, diverged
 from prunebench.ledger import Ledger
 from prunebench.metrics.evaluation import evaluate
 from prunebench.metrics.metric import Metric, begin_phase, load_states, measure_due, states
-from prunebench.result import assemble, dense_test, round_row, write_json
+from prunebench.result import assemble, dense_test, kept_weights, round_row, write_json
 from prunebench.store import PrefixStore, copy_checkpoint
 
 
@@ -191,14 +191,14 @@ class Recorder:
         if self._losses.count:  # of an epoch that the method or the patience rule cut short
             self._epoch_row(run, phase)
         row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
-        row["seconds"] = self.ledger.add(run, phase, row)
+        row |= self.ledger.add(run, phase, row)
         self._row(run, phase, "eval", split="test", when="end", **row["test"])
         if phase.auxiliary:
-            self._row(run, phase, "auxiliary", round=row)
+            self._row(run, phase, "auxiliary", round=row, **kept_weights(run))
         else:
             self.rounds.append(row)
             self._measure_more(run, method, phase, when="end")
-            self._row(run, phase, "phase", round=row)
+            self._row(run, phase, "phase", round=row, **kept_weights(run))
         self.display.phase_end(row)
 
     def between(self, run: Run, method: Method) -> None:

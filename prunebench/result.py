@@ -67,6 +67,16 @@ def round_row(
     return row
 
 
+def kept_weights(run: Run) -> dict[str, Any]:
+    """What a phase's row in metrics.jsonl says of the prunable layers, in the order of the masks.
+
+    `kept_per_layer` is the weights kept of each; the row of the plan's first phase has their names and sizes
+    too, once for all: `layer_sizes`, name -> weights.
+    """
+    names = {} if run.clock.phase else {"layer_sizes": {n: m.numel() for n, m in run.masks.items()}}
+    return names | {"kept_per_layer": list(run.masks.kept_per_layer.values())}
+
+
 def dense_test(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """Test metrics of the dense control: the end of the last phase before the first pruning event."""
     dense = [r for r in rounds if r["cycle"] == 0]
