@@ -1,8 +1,9 @@
 """A target given as compression of the whole model, the way ShrinkBench gives it (arXiv 2003.03033).
 
-Compression is T / N with T all parameters of the network and N those kept, so with P prunable weights a target
-c leaves the share (T/c - (T - P)) / P of these (JJGO/shrinkbench pruning/utils.py:141-164). The network has to
-be known for that; every protocol with a `target` gets the sparsity in its place.
+Compression is T / N with T all parameters of the network and N those kept, so with P prunable weights a
+target c leaves the share (T/c - (T - P)) / P of these (pruning/utils.py:141-164 of JJGO/shrinkbench). The
+network has to be known for that; every protocol with a `target` gets the sparsity in its place. Different
+from that code: the count is exact, and biases are not among the prunable.
 """
 
 import math
@@ -54,8 +55,8 @@ def target_of(cfg: Mapping[str, Any], run: Any, granularity: str) -> float | Non
         return None
     if granularity != "weight":
         raise ValueError(
-            f"sparsity.compression={compression:g}: counts weights, sparsity.granularity={granularity} prunes "
-            "others; give sparsity.target instead, or use sparsity.granularity=weight"
+            f"sparsity.compression={compression:g}: counts weights, sparsity.granularity={granularity} "
+            "prunes others; give sparsity.target instead, or use sparsity.granularity=weight"
         )
     for key in ("target", "rate"):
         if protocol.get(key) is not None:
