@@ -70,3 +70,33 @@ def test_a_sweep_over_compressions_trains_the_dense_network_once(prune, runs):
     assert outcome.code == 0, outcome.err
     shared = [json.loads((d / "result.json").read_text())["shared"] for d in runs()]
     assert sorted(map(len, shared)) == [0, 1]
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "gradient", "random"])
+def test_layerwise_baselines_of_shrinkbench_prune_every_layer_alike_but_the_classifier(
+    criterion, prune, runs
+):
+    net = ("model=resnet20", "model.depth=8", "dataset=synthetic", "trainer.threads=1", "trainer.quiet=true")
+    lengths = ("protocol.dense=2it", "protocol.retrain=2it")
+    chosen = (f"criterion={criterion}", "sparsity.allocation=uniform")
+    outcome = prune("experiment=shrinkbench", *net, *lengths, *chosen, tiny=False)
+    assert outcome.code == 0, outcome.err
+    _, result = only(runs)
+    *layers, head = result["layers"]
+    assert head["kept"] == head["total"] == 640
+    density = 1 - result["final"]["sparsity"]
+    assert all(abs(layer["kept"] - density * layer["total"]) < 1 for layer in layers)
+    assert result["final"]["params"] == round(result["final"]["params_total"] / 4)
+    assert [row["max_lr"] for row in result["rounds"]] == pytest.approx([1e-3, 3e-4])
+
+
+def test_global_baselines_of_shrinkbench_have_no_floor_under_a_layer(prune, runs):
+    net = ("model=lenet300", "dataset=synthetic", "trainer.threads=1", "trainer.quiet=true")
+    lengths = ("protocol.dense=2it", "protocol.retrain=2it")
+    # 50,610 / 123 is 411: one weight beside the 410 biases
+    chosen = ("sparsity.exclude=[]", "sparsity.compression=123")
+    outcome = prune("experiment=shrinkbench", *net, *lengths, *chosen, tiny=False)
+    assert outcome.code == 0, outcome.err
+    _, result = only(runs)
+    assert result["final"]["kept"] == 1
+    assert sorted(layer["kept"] for layer in result["layers"]) == [0, 0, 1]
