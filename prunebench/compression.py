@@ -73,8 +73,8 @@ def with_target(protocol: Mapping[str, Any], target: float | None) -> dict[str, 
 def provisional(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The protocol's configuration with a target of 0 where the network will say what it is."""
     protocol = cfg["protocol"]
-    waits = cfg["sparsity"]["compression"] is not None and protocol.get("target", 0.0) is None
-    return with_target(protocol, 0.0 if waits else None)
+    waits = "target" in protocol and protocol["target"] is None and protocol.get("rate") is None
+    return with_target(protocol, 0.0 if waits and cfg["sparsity"]["compression"] is not None else None)
 
 
 def told(compression: float, run: Any) -> str:

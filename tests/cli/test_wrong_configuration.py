@@ -106,6 +106,9 @@ MISTAKES = {  # typed -> what the one line must say, in this order
     ),
     "sparsity.compression=4 sparsity.rate=0.2": ("sparsity.rate=0.2 sparsity.compression=4: exactly one",),
     "sparsity.compression=4 sparsity.granularity=neuron": ("sparsity.compression=4", "give sparsity.target"),
+    "protocol=oracle sparsity.compression=4 sparsity.rate=0.2": (
+        "sparsity.rate=0.2 sparsity.compression=4: exactly one",
+    ),
     "protocol=oracle sparsity.compression=1000": ("sparsity.compression=1000: must be at most",),
     "sparsity.granularity=filter": ("sparsity.granularity=filter", "weight or neuron"),
     "protocol.keep=best dataset.validation=0": ("protocol.keep=best", "dataset.validation=0.1"),
