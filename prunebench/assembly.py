@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunebench.compression import target_of, with_target
 from prunebench.core.graph import GraphedStep, reset_optimizer_
 from prunebench.core.method import Method, leaves_training_alone
 from prunebench.core.phase import Phase, cycles, parse_length
@@ -75,7 +76,8 @@ def assemble(
     for node in cfg["companion"].values():
         method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
-    plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
+    protocol = with_target(cfg["protocol"], target_of(cfg, run, method.granularity))
+    plan = instantiate(protocol, schedule=schedule, retrain_schedule=retrain)
     plan = [phase.settled(run) for phase in first_phases(method.plan(plan), phases)]
     run.cycles = cycles(plan)
     make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])

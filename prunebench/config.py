@@ -16,6 +16,7 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from prunebench.compression import provisional
 from prunebench.hints import fits, name_of
 
 GIVEN_BY_CODE = {
@@ -28,7 +29,7 @@ NOT_IN_ID_OF_TRAINER = (
     *("share", "store", "quiet"),
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
-LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1}
+LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1, "sparsity.compression": None}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
     *("companion", "metrics", "tracker", "trainer", "experiment"),
@@ -42,6 +43,7 @@ class Sparsity:
 
     target: Optional[float] = None  # noqa: UP045 (OmegaConf reads Optional)
     rate: Optional[float] = None  # noqa: UP045
+    compression: Optional[float] = None  # noqa: UP045
     rounds: int = 1
     spacing: str = "geometric"
     allocation: Any = "global"
@@ -102,6 +104,7 @@ def register() -> None:
     ConfigStore.instance().store(name="base_config", node=Config)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("share", share_of_length, replace=True)
+    OmegaConf.register_new_resolver("unless", unless, replace=True)
 
 
 def conf_directory() -> Path:
@@ -120,6 +123,11 @@ def share_of_length(length: str, share: float) -> str:
     if match is None:
         raise ValueError(f"length={length!r}: must be a number with its unit, such as 160ep or 2000it")
     return f"{round(float(match[1]) * float(share)):d}{match[2]}"
+
+
+def unless(given: Any, otherwise: Any) -> Any:
+    """`${unless:${a},b}` is null where `a` is given, else b: the default of an option that `a` stands for."""
+    return otherwise if given is None else None
 
 
 def run_id(cfg: Mapping[str, Any]) -> str:
@@ -179,6 +187,7 @@ def problems(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         return [f"{error.full_key}: {str(error).splitlines()[0]}"]
     if missing := [f.name for f in fields(Config) if f.name not in resolved]:
         return [f"~{name}: a run needs it; leave it in" for name in missing]
+    resolved["protocol"] = provisional(resolved)
     raw = OmegaConf.to_container(cfg, resolve=False)
     found = [p for key in resolved for p in _walk(resolved[key], raw[key], key)]
     return list(dict.fromkeys(found)) or list(_unread(cfg, overrides))
@@ -258,6 +267,8 @@ def _unread(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
             if key not in reads:
                 reads.add(key)
                 pending.append(repr(_raw_at(raw, key)))
+    if "sparsity.target" in reads:
+        reads.add("sparsity.compression")  # it stands for the target
     given_by_plan = protocol == "oracle" or raw["protocol"].get("peaks") is not None
     for text in overrides:
         key = re.split(r"[=@]", text.lstrip("+~"))[0].replace("/", ".")

@@ -88,6 +88,7 @@ def run_experiment(
     display.plan(f"{title(cfg, choices)}, seed {cfg['seed']}", plan_rows(plan, run, macs, choices), facts)
     if cfg["plan"]:
         return "planned"
+    about = identify(cfg, choices, identity, plan)
     if rank == 0:
         make_directory(directory, "out", directory.parent)
         if trainer["share"] != "none" and world == 1:
@@ -105,15 +106,11 @@ def run_experiment(
         if rank == 0:
             for left in directory.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
-            write_start(
-                directory, written or cfg, choices, overrides, identity, device=device, threads=threads
-            )
+            write_start(directory, written or cfg, overrides, about, device=device, threads=threads)
         recorder = Recorder(
             directory,
             plan=plan,
-            identity=identify(cfg, choices, identity)
-            | {"metric_options": cfg["metrics"]}
-            | dict(extra or {}),
+            identity=about | {"metric_options": cfg["metrics"]} | dict(extra or {}),
             macs=macs,
             display=display,
             store=open_store(cfg, plan, run, method, threads, display, asked_to_stop),

@@ -9,7 +9,7 @@ from typing import Any
 from prunebench.report.label import labelled
 from prunebench.report.lazy import seconds_until
 from prunebench.report.metric import KNOWN, parts, reading
-from prunebench.report.read import Run
+from prunebench.report.read import Run, is_dense
 from prunebench.report.student import interval
 
 # Means that are taken of a row's rounds beside the metric.
@@ -104,7 +104,7 @@ def dense(run: Run, metric: str) -> float | None:
     split, name = parts(metric)
     if split != "valid":
         return (run.dense or {}).get(name)
-    unpruned = [row for row in run.rounds if row["sparsity"] == 0]
+    unpruned = [row for row in run.rounds if is_dense(row)]
     return reading(unpruned[-1], metric) if unpruned else None
 
 

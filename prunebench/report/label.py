@@ -19,7 +19,7 @@ BARE = ("criterion", "protocol", "schedule")  # of these the value says enough: 
 USUAL = ("protocol", "iterative")  # goes without saying beside other protocols
 
 # Overrides that a table shows otherwise, or that are averaged over.
-TARGETS = ("sparsity.target", "protocol.target", "recipe.target")
+TARGETS = ("sparsity.target", "sparsity.compression", "protocol.target", "recipe.target")
 SHOWN = {"method", "companion", "model", "dataset", *TARGETS}
 ROUNDS = ("sparsity.rounds", "protocol.rounds", "recipe.rounds")  # where a rate is given, they say the target
 TELLS_NOTHING = {"name"}  # last words of keys that need the one before
@@ -87,7 +87,7 @@ def differing(members: Sequence[Run]) -> list[str]:
     (of an experiment, or of another version of the defaults) is one. Options that follow the seed
     (`dataset.noise_seed=${seed}`) make no difference.
     """
-    by_rate = all((run.configuration or run.overrides).get("sparsity.target") == "null" for run in members)
+    by_rate = all(_by_rate(run.configuration or run.overrides) for run in members)
     left_out = ROUNDS if by_rate else ()
     typed = dict.fromkeys(key for run in members for key in run.overrides if _tells(key, run))
     typed = {key: None for key in typed if key not in left_out}
@@ -110,6 +110,11 @@ def differing(members: Sequence[Run]) -> list[str]:
         if len(set(finer.values())) > len(set(told.values())):
             keys, told = [*keys, key], finer
     return keys
+
+
+def _by_rate(options: Mapping[str, str]) -> bool:
+    """Whether the sparsity asked at the end is that of a rate, and so of the rounds."""
+    return options.get("sparsity.target") == "null" and options.get("sparsity.compression", "null") == "null"
 
 
 def _without_long(members: Sequence[Run], keys: Sequence[str]) -> list[str]:

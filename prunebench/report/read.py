@@ -229,9 +229,14 @@ def _finished_rounds(path: Path) -> list[dict]:
     return list({row["phase"]: row["round"] for row in rows_of(path, "phase", mark='"round"')}.values())
 
 
+def is_dense(row: Mapping) -> bool:
+    """Whether a round lies before the first pruning event; also one that removes nothing is an event."""
+    return row["sparsity"] == 0 and not row.get("cycle")
+
+
 def _dense_of(rounds: Iterable[Mapping]) -> dict[str, float] | None:
     """Test metrics of the last round before anything was pruned."""
-    before = [row["test"] for row in rounds if row["sparsity"] == 0]
+    before = [row["test"] for row in rounds if is_dense(row)]
     return before[-1] if before else None
 
 

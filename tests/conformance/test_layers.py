@@ -32,8 +32,9 @@ BELOW = {
     "trackers": {"core", "report"},
     "record": {"core", "journal", "ledger", "metrics", "result", "store"},
     "machine": {"core", "models"},
-    "assembly": {"core", "data", "machine"},
-    "describe": {"core", "machine"},
+    "compression": set(),
+    "assembly": {"compression", "core", "data", "machine"},
+    "describe": {"compression", "core", "machine"},
 }
 TOP = {"cli", "launch", "config", "experiment", "explain", "oracle"}  # may import everything
 KNOW_HYDRA = {"config.py", "launch.py", "explain.py"}
