@@ -135,7 +135,14 @@ def check(
             f"trainer.batch_size={run.data.batch_size}: leaves a last batch of {left_over} images for "
             f"{run.world} processes; choose another batch size"
         )
-    method.check(run, [p.sparsity for p in plan if p.sparsity is not None])
+    within = [p.name for p in plan if p.within]
+    if bool(within) != method.during_training:
+        rule = "does not prune while it trains" if within else "prunes while it trains"
+        choice = "another than" if within else ""
+        raise ValueError(
+            f"protocol: method {type(method).__name__} {rule}; choose {choice} protocol=during_training"
+        )
+    method.check(run, [p.asked for p in plan if p.asked is not None])
     for phase in plan:
         validated = phase.keep == "best" or phase.patience is not None
         if validated and not run.data.sizes.get("valid"):
@@ -210,7 +217,7 @@ def check_graph(run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
         reason = f"needs CUDA, the device is {run.device.type}"
     elif run.world > 1 or trainer["compile"]:
         reason = "goes neither with several processes nor with trainer.compile=true"
-    elif not leaves_training_alone(method):
+    elif not leaves_training_alone(method) and type(method).changes_step is Method.changes_step:
         reason = f"a captured step is always the same, {type(method).__name__} changes it"
     elif not isinstance(run.data, Data):
         reason = "needs data that lie on the device"

@@ -42,7 +42,7 @@ def round_row(
     row = {
         "phase": phase.name,
         "cycle": run.clock.cycle,
-        "asked": phase.sparsity if phase.sparsity is not None else 0.0 if run.clock.cycle == 0 else None,
+        "asked": phase.asked if phase.asked is not None else 0.0 if run.clock.cycle == 0 else None,
         "sparsity": run.masks.sparsity,
         "kept": run.masks.kept,
         "total": run.masks.total,
