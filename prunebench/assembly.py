@@ -138,10 +138,8 @@ def check(
     within = [p.name for p in plan if p.within]
     if bool(within) != method.during_training:
         rule = "does not prune while it trains" if within else "prunes while it trains"
-        choice = "another than" if within else ""
-        raise ValueError(
-            f"protocol: method {type(method).__name__} {rule}; choose {choice} protocol=during_training"
-        )
+        way_out = "another protocol" if within else "protocol=during_training"
+        raise ValueError(f"protocol: method {type(method).__name__} {rule}; choose {way_out}")
     method.check(run, [p.asked for p in plan if p.asked is not None])
     for phase in plan:
         validated = phase.keep == "best" or phase.patience is not None
