@@ -114,7 +114,7 @@ def follow(**options):
 
 
 def test_redistribution_moves_weights_between_layers_and_keeps_their_number():
-    method, run, watch = follow(interval=3)
+    method, _, watch = follow(interval=3)
     assert method.updates > 5
     assert method.wrong == [] and watch.wrong == []
     assert {sum(c.values()) for c in watch.counts} == {round(0.4 * 104)}
@@ -122,7 +122,7 @@ def test_redistribution_moves_weights_between_layers_and_keeps_their_number():
 
 
 def test_without_redistribution_layers_keep_their_numbers():
-    method, run, watch = follow(interval=3, drop_fraction=0.5, redistribute="none", until=0.75)
+    method, _, watch = follow(interval=3, drop_fraction=0.5, redistribute="none", until=0.75)
     assert method.updates > 4
     assert method.wrong == [] and watch.wrong == []
     assert len({tuple(c.values()) for c in watch.counts}) == 1
