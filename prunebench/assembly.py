@@ -47,8 +47,13 @@ def assemble(
     data = instantiate(cfg["dataset"], batch_size=trainer["batch_size"], device=device)
     channels, size = data.shape[0], data.shape[-1]
 
+    method = instantiate(cfg["method"])
+    for node in cfg["companion"].values():
+        method = instantiate(node, base=method)
+
     def build() -> nn.Module:
-        return instantiate(cfg["model"], in_channels=channels, num_classes=data.num_classes, image_size=size)
+        options = {"in_channels": channels, "num_classes": data.num_classes, "image_size": size}
+        return method.network(instantiate(cfg["model"], **options))
 
     def fresh_state(*key: object) -> dict[str, torch.Tensor]:
         with seeded(seed, *key):
@@ -71,9 +76,6 @@ def assemble(
         world=world,
     )
     run.network = wrap(run, trainer)
-    method = instantiate(cfg["method"])
-    for node in cfg["companion"].values():
-        method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
     plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
     plan = [phase.settled(run) for phase in first_phases(method.plan(plan), phases)]
