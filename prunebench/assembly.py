@@ -48,8 +48,13 @@ def assemble(
     data = instantiate(cfg["dataset"], batch_size=trainer["batch_size"], device=device)
     channels, size = data.shape[0], data.shape[-1]
 
+    method = instantiate(cfg["method"])
+    for node in cfg["companion"].values():
+        method = instantiate(node, base=method)
+
     def build() -> nn.Module:
-        return instantiate(cfg["model"], in_channels=channels, num_classes=data.num_classes, image_size=size)
+        options = {"in_channels": channels, "num_classes": data.num_classes, "image_size": size}
+        return method.network(instantiate(cfg["model"], **options))
 
     def fresh_state(*key: object) -> dict[str, torch.Tensor]:
         with seeded(seed, *key):
@@ -72,9 +77,6 @@ def assemble(
         world=world,
     )
     run.network = wrap(run, trainer)
-    method = instantiate(cfg["method"])
-    for node in cfg["companion"].values():
-        method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
     protocol = with_target(cfg["protocol"], target_of(cfg, run, method.granularity))
     plan = instantiate(protocol, schedule=schedule, retrain_schedule=retrain)
@@ -137,7 +139,12 @@ def check(
             f"trainer.batch_size={run.data.batch_size}: leaves a last batch of {left_over} images for "
             f"{run.world} processes; choose another batch size"
         )
-    method.check(run, [p.sparsity for p in plan if p.sparsity is not None])
+    within = [p.name for p in plan if p.within]
+    if bool(within) != method.during_training:
+        rule = "does not prune while it trains" if within else "prunes while it trains"
+        way_out = "another protocol" if within else "protocol=during_training"
+        raise ValueError(f"protocol: method {type(method).__name__} {rule}; choose {way_out}")
+    method.check(run, [p.asked for p in plan if p.asked is not None])
     for phase in plan:
         validated = phase.keep == "best" or phase.patience is not None
         if validated and not run.data.sizes.get("valid"):
@@ -212,7 +219,7 @@ def check_graph(run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
         reason = f"needs CUDA, the device is {run.device.type}"
     elif run.world > 1 or trainer["compile"]:
         reason = "goes neither with several processes nor with trainer.compile=true"
-    elif not leaves_training_alone(method):
+    elif not leaves_training_alone(method) and type(method).changes_step is Method.changes_step:
         reason = f"a captured step is always the same, {type(method).__name__} changes it"
     elif not isinstance(run.data, Data):
         reason = "needs data that lie on the device"

@@ -258,7 +258,8 @@ def _unread(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     protocol = raw["protocol"]["_target_"].rsplit(".", 1)[-1]
-    called = {"schedule"} if protocol in ("dense", "at_init") else {"schedule", "retrain"}
+    one_schedule = protocol in ("dense", "at_init", "during_training")
+    called = {"schedule"} if one_schedule else {"schedule", "retrain"}
     passive = {"sparsity", "criterion", "retrain", "hydra"} - called
     reads = {"sparsity.exclude"} | called
     pending = [repr({k: v for k, v in raw.items() if k not in passive | {"recipe"}})]

@@ -34,11 +34,12 @@ def plan_rows(
                 "name": phase.name,
                 "epochs": None if steps is None else steps / spe,
                 "steps": steps,
-                "sparsity": phase.sparsity,
+                "sparsity": phase.asked,
                 "weights": phase.weights if not phase.shuffle else f"{phase.weights}, shuffled",
                 "peak": phase.peak,
                 "schedule": choices["retrain" if pruned or phase.auxiliary else "schedule"],
                 "cost": None if images is None else 3 * images * sum(macs.values()),
+                "note": "masks change" if phase.within else None,
             }
         )
     return rows

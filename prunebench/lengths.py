@@ -42,6 +42,12 @@ def split(key: str, text: str, rounds: int, total: str) -> list[str]:
     return [_length(part, unit)] * (rounds - 1) + [_length(number - part * (rounds - 1), unit)]
 
 
+def times(text: str, factor: float) -> str:
+    """A checked length, multiplied; whole steps where it is one of steps."""
+    number, unit = parts(text)
+    return _length(round(number * factor) if unit == "it" else number * factor, unit)
+
+
 def _length(number: float, unit: str) -> str:
-    number = round(number, 6)  # 2.3 - 0.1 epochs is 2.2 epochs
+    number = round(float(number), 6)  # 2.3 - 0.1 epochs is 2.2 epochs
     return f"{int(number) if number.is_integer() else number}{unit}"

@@ -62,15 +62,12 @@ class Recorder:
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.checkpoint_seconds, self._stop = checkpoint_seconds, Stop(asked_to_stop)
         self.rounds: list[dict[str, Any]] = []
-        self.ledger = Ledger()
+        self.ledger = Ledger(macs)
         self.shared: list[dict[str, str]] = []  # the prefix that was not trained here
         self.pure = True  # the state is what the addresses of the store say: nothing changed on resuming
-        self.pruned_test: dict[str, float] | None = None
-        self.seconds = 0.0  # of this phase, before this process took it up
-        self.started = time.monotonic()
+        self.seconds, self.started = 0.0, time.monotonic()  # of this phase, before this process took it up
         self.rows: Rows | None = None
-        self._shown = Shown(display, plan)
-        self._top1: float | None = None
+        self._shown, self._top1, self.pruned_test = Shown(display, plan), None, None
 
     # Starting and resuming
 
@@ -107,7 +104,8 @@ class Recorder:
     def _load(self, content: Mapping[str, Any], path: Path, run: Run, method: Method) -> dict[str, Any]:
         checkpoint.restore(content, path=path, run=run, method=method, make_optimizer=self._make_optimizer)
         extra = content["extra"]
-        self.rounds, self.ledger.entries, self.seconds = extra["rounds"], extra["trained"], extra["seconds"]
+        self.rounds, self.seconds = extra["rounds"], extra["seconds"]
+        self.ledger.load(extra["trained"], run)
         self.pruned_test, self._top1 = extra["pruned_test"], extra["top1"]
         self._losses.load(extra["losses"])
         self.shared, self.pure = list(extra["shared"]), extra["pure"]
@@ -152,6 +150,7 @@ class Recorder:
         if phase.sparsity is None:
             self.pruned_test = None
         self._losses.clear()
+        self.ledger.begin(run)
         if run.rank == 0 and not phase.auxiliary:
             begin_phase(self.metrics, run)
         self._shown.start(run, phase)
@@ -159,6 +158,7 @@ class Recorder:
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
         """Rows at epoch ends, validation, display, checkpoints, signals: each when due, otherwise no wait."""
         self._losses.add(loss)
+        self.ledger.step(run, method)
         clock, top1 = run.clock, None
         last = clock.step == clock.steps
         if self._shown.due():
@@ -254,8 +254,8 @@ class Recorder:
     def _epoch_row(self, run: Run, phase: Phase) -> None:
         losses = self._judge_losses(run, phase)
         if losses:
-            lr = run.optimizer.param_groups[0]["lr"]
-            self._row(run, phase, "train", loss=math.fsum(losses) / len(losses), lr=float(lr))
+            mean, lr = math.fsum(losses) / len(losses), run.optimizer.param_groups[0]["lr"]
+            self._row(run, phase, "train", loss=mean, lr=float(lr), **self.ledger.changes(run))
         self._losses.clear()
 
     def _judge_losses(self, run: Run, phase: Phase) -> list[float]:
@@ -287,7 +287,7 @@ class Recorder:
         extra = {
             "rows": self.rows.sync(),
             "rounds": self.rounds,
-            "trained": self.ledger.entries,
+            "trained": self.ledger.state,
             "seconds": self._phase_seconds(),
             "pruned_test": self.pruned_test,
             "top1": self._top1,

@@ -20,17 +20,24 @@ class Masks(Mapping[str, Tensor]):
     Args:
       masks: one bool tensor per prunable parameter.
       tied: bool tensors of further parameters.
+      kept: weights kept by name where the caller knows them; None counts them when they are asked for.
 
     Raises:
       TypeError: if a tensor is not bool.
     """
 
-    def __init__(self, masks: dict[str, Tensor], tied: dict[str, Tensor] | None = None):
+    def __init__(
+        self,
+        masks: dict[str, Tensor],
+        tied: dict[str, Tensor] | None = None,
+        *,
+        kept: dict[str, int] | None = None,
+    ):
         for name, mask in (masks | (tied or {})).items():
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask {name!r} is {mask.dtype}, expected torch.bool")
         self._masks, self.tied = masks, tied or {}
-        self._kept: dict[str, int] | None = None
+        self._kept = kept
         self._multipliers: dict[str, Tensor] | None = None
         self._bound: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
 

@@ -114,6 +114,7 @@ class Run:
         self.graphed_step: Callable[..., Tensor] | None = None  # prunebench.core.graph.GraphedStep
         self.clock = Clock()
         self.cycles = 1  # pruning events of the plan, and the training before the first
+        self.goal: float | None = None  # sparsity at the end of this phase, of a method that prunes within it
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self._fresh_state = fresh_state
 

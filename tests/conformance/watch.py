@@ -64,6 +64,7 @@ class Witness(Recorder):
     def begin(self, run, method, make_optimizer):
         super().begin(run, method, make_optimizer)
         self.events: list[Event] = []
+        self.ends: dict[str, dict] = {}  # phase -> the masks at its end
         self.steps = self.revived = 0
         self.states: dict[int, dict] = {}  # total -> the method's state at a crash
         self.batches: list[tuple] = []
@@ -91,6 +92,10 @@ class Witness(Recorder):
             Event(phase, *(counted or (run.masks.kept, run.masks.total)), clone(dict(run.masks)))
         )
         self._look(run)
+
+    def phase_end(self, run, method, phase):
+        super().phase_end(run, method, phase)
+        self.ends[phase.name] = clone(dict(run.masks))
 
     def settled(self, run, method, phase):
         super().settled(run, method, phase)
@@ -124,6 +129,8 @@ class Trace:
 def crash_points(parts: Parts) -> list[int]:
     """Steps done at a crash: early, soon after the first pruning event, right after the last, and late.
 
+    Where masks change within a phase, also before, between and after its updates, every 4 or 5 steps.
+
     Checkpoints are written every 5 steps and at phase ends: the second crash hits one, others lie between.
     """
     start, events = 0, []
@@ -133,7 +140,8 @@ def crash_points(parts: Parts) -> list[int]:
         start += 8 if callable(phase.length) else phase.steps(parts.run)
     first, last = (events[0], events[-1]) if events else (start // 2, start // 2)
     late = 3 * start // 4
-    return sorted({7, 5 * (first // 5 + 1), last + 1 + (last == 0) * 10, late + (late % 5 == 0)})
+    updates = {6, 16, 21, 22} if any(p.within for p in parts.plan) else set()  # around updates of masks
+    return sorted({7, 5 * (first // 5 + 1), last + 1 + (last == 0) * 10, late + (late % 5 == 0), *updates})
 
 
 class Traces:
