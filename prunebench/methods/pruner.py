@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunebench.core import parallel
 from prunebench.core.allocation import by_rates, resolve_layers
+from prunebench.core.compact import compact
 from prunebench.core.method import Method
 from prunebench.core.phase import LENGTH, Phase
 from prunebench.core.run import Run
@@ -18,7 +19,6 @@ from prunebench.core.selection import layer_counts, select
 from prunebench.core.units import (
     PrunableModel,
     alive_channels,
-    compact,
     model_units,
     select_units,
     unit_masks,

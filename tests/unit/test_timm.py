@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunebench.core.units import PrunableModel, compact, prunable_names
+from prunebench.core.compact import compact
+from prunebench.core.units import PrunableModel, prunable_names
 from prunebench.metrics.cost import ATTENTION, cost, count_macs
 from prunebench.models.timm import TimmModel, timm_model
 
