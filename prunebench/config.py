@@ -28,7 +28,7 @@ NOT_IN_ID_OF_TRAINER = (
     *("share", "store", "quiet"),
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
-LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1}
+LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1, "trainer.shrink": False}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
     *("companion", "metrics", "tracker", "trainer", "experiment"),
@@ -64,6 +64,7 @@ class Trainer:
     cuda_graph: bool = False
     deterministic: bool = True
     sync_bn: bool = False
+    shrink: bool = False
     label_smoothing: float = 0.0
     decay: str = "all"
     eval_every: str = "1ep"

@@ -104,6 +104,7 @@ def fit(
             del run.snapshots["best"]
             if method.hard_masks:
                 run.masks.zero_weights_(run.model)
+        run.unshrink()
         parallel.broadcast_buffers_(run.model, run.world)
         observer.phase_end(run, method, phase)
         run.clock.next_phase()
@@ -122,9 +123,10 @@ def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer,
         observer.pruned(run, method, phase)
     if phase.weights != "keep":
         run.restore(phase.weights)
-    run.optimizer = make_optimizer(run, method)
     if method.hard_masks:
         run.masks.zero_weights_(run.model)
+    run.shrink(method)
+    run.optimizer = make_optimizer(run, method)
     run.clock.steps = phase.steps(run)
 
 

@@ -17,7 +17,6 @@ from prunebench.core.phase import LENGTH, Phase
 from prunebench.core.run import Run
 from prunebench.core.selection import layer_counts, select
 from prunebench.core.units import (
-    PrunableModel,
     alive_channels,
     model_units,
     select_units,
@@ -180,22 +179,23 @@ class Pruner(Method):
             masks = unit_masks(run.model, alive, run.masks)
         run.set_masks(parallel.from_first_rank(masks, run.world))
 
-    def channels(self, run: Run) -> tuple[int, int] | None:
-        """Channels kept and in all, at filter and neuron granularity; else None."""
+    def alive(self, run: Run) -> dict[str, Tensor] | None:
+        """Channels that are left at filter and neuron granularity, by unit; else None."""
         if self.granularity in ("weight", "kernel"):
             return None
-        alive = alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
-        return sum(int(torch.count_nonzero(a)) for a in alive.values()), sum(
-            a.numel() for a in alive.values()
-        )
+        return alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
+
+    def channels(self, run: Run) -> tuple[int, int] | None:
+        """Channels kept and in all, at filter and neuron granularity; else None."""
+        if (alive := self.alive(run)) is None:
+            return None
+        kept = sum(int(torch.count_nonzero(a)) for a in alive.values())
+        return kept, sum(a.numel() for a in alive.values())
 
     def compact(self, run: Run) -> nn.Module:
         """The physically smaller network at filter and neuron granularity; else the network itself."""
-        if self.granularity in ("weight", "kernel") or not isinstance(run.model, PrunableModel):
-            return run.model
-        return compact(
-            run.model, alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
-        )
+        alive = self.alive(run)
+        return run.model if alive is None else compact(run.model, alive)
 
     def _allocation(self, run: Run) -> Any:
         """The allocation with patterns resolved to this network's layers."""
