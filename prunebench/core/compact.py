@@ -64,10 +64,9 @@ def widths_of(alive: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def cut_down(model: PrunableModel, kept: Kept, widths: dict[str, int]) -> PrunableModel:
-    """A new network of these widths, of the model's values, mode, device and memory format."""
-    device = next(model.parameters()).device
+    """A new network of these widths, of the model's values, mode, dtype, device and memory format."""
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
-        small = model.with_widths(widths).to(device)
+        small = model.with_widths(widths).to(next(model.parameters()))
     small.load_state_dict(surviving_part(model.state_dict(), kept))
     if any(_is_channels_last(p) for p in model.parameters()):
         small = small.to(memory_format=torch.channels_last)
