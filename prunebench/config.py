@@ -28,7 +28,10 @@ NOT_IN_ID_OF_TRAINER = (
     *("share", "store", "quiet"),
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
-LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1, "trainer.shrink": False}
+LATER: dict[str, Any] = {
+    **{"protocol.peaks": None, "method.iterations": 1, "trainer.shrink": False},
+    **{"sparsity.round_to": None, "method.round_to": None},
+}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
     *("companion", "metrics", "tracker", "trainer", "experiment"),
@@ -48,6 +51,7 @@ class Sparsity:
     granularity: str = "weight"
     layer_rates: Any = None
     min_kept: int = 1
+    round_to: Optional[int] = None  # noqa: UP045
     exclude: list[str] = field(default_factory=list)
 
 

@@ -66,6 +66,8 @@ def export_onnx(run: Path, file: Path | bool, *, masked: bool) -> str:
 
     from prunebench.saved import describe_network, load_network
 
+    if masked and not (run / "shrunk.json").exists():
+        raise ValueError(f"--masked: has no effect, {run} holds no smaller network; leave it out")
     shrunk = not masked and (run / "shrunk.json").exists()
     network, about = load_network(run, shrunk=shrunk), describe_network(run, shrunk=shrunk)
     path = run / f"{'shrunk' if shrunk else 'final'}.onnx" if file is True else file

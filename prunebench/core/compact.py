@@ -5,10 +5,39 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prunebench.core.selection import topk_mask
 from prunebench.core.units import PrunableModel
 
 Kept = dict[str, list[tuple[int, Tensor]]]
 """state_dict name -> [(dim, positions that stay)], for the tensors that get smaller."""
+
+
+def round_up(
+    alive: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    *,
+    multiple: int,
+    before: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Channels to keep, in every unit as many as a multiple that is no less than what was chosen.
+
+    Kernels on CPUs and GPUs work on blocks of 8 or more channels: a count in between costs as much as the
+    next multiple. Rounded up, no later event can ask for more channels than are left.
+
+    Args:
+      alive: unit name -> bool tensor, what was chosen.
+      scores: unit name -> score of each channel, higher = keep.
+      multiple: at least 1.
+      before: channels that were alive before; others do not return. Where fewer than the next multiple are
+        there, all of them stay.
+    """
+    rounded = {}
+    for name, chosen in alive.items():
+        there = torch.ones_like(chosen) if before is None else before[name]
+        count = -(-int(torch.count_nonzero(chosen)) // multiple) * multiple
+        left = scores[name].masked_fill(~there, -torch.inf)
+        rounded[name] = topk_mask(left, min(count, int(torch.count_nonzero(there))))
+    return rounded
 
 
 def survivors(model: PrunableModel, alive: Mapping[str, Tensor]) -> Kept:

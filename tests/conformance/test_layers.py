@@ -29,6 +29,8 @@ BELOW = {
     "store": {"core", "journal"},
     "result": {"core", "metrics"},
     "ledger": {"core"},
+    "saved": set(),
+    "export": {"saved"},
     "trackers": {"core", "report"},
     "record": {"core", "journal", "ledger", "metrics", "result", "store"},
     "machine": {"core", "models"},
@@ -38,7 +40,7 @@ BELOW = {
 TOP = {"cli", "launch", "config", "experiment", "explain", "oracle"}  # may import everything
 KNOW_HYDRA = {"config.py", "launch.py", "explain.py"}
 HEAVY = {"torchvision", "timm", "matplotlib", "torch_pruning", "sklearn", "scipy", "pandas"}
-HEAVY |= {"tensorboard", "wandb", "mlflow"}
+HEAVY |= {"tensorboard", "wandb", "mlflow", "onnx", "onnxscript", "onnxruntime"}
 
 
 def imports(path: Path, *, everywhere: bool) -> set[str]:
