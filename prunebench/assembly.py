@@ -88,6 +88,9 @@ def assemble(
         run.graphed_step = GraphedStep()
         make_optimizer = keep_optimizer(make_optimizer)
     check(plan, run, method, trainer, make_optimizer)
+    if trainer["shrink"]:
+        check_shrink(plan, run, method, trainer)
+        run.shrinks = True
     method.attach(run)
     return run, method, plan, make_optimizer
 
@@ -190,7 +193,7 @@ def _try_schedule(phase: Phase, run: Run, *, training: bool) -> None:
 
 def _make_optimizer(factory: Callable, decay: str, run: Run, method: Method) -> torch.optim.Optimizer:
     """Optimizer over the model's and the method's parameters; fused (1 to 10 % faster) where that exists."""
-    params = dict(run.model.named_parameters())
+    params = dict(run.trained.named_parameters())
     if decay == "all":
         groups = [{"params": list(params.values())}]
     else:
@@ -206,6 +209,25 @@ def _make_optimizer(factory: Callable, decay: str, run: Run, method: Method) -> 
     for group in optimizer.param_groups:
         group["initial_lr"] = float(group["lr"])
     return optimizer
+
+
+def check_shrink(plan: Sequence[Phase], run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
+    """Refuse to train the shrunk network where there is none, or where it would not be the same training.
+
+    Raises:
+      ValueError: naming what stands in the way.
+    """
+    reason = None
+    if method.granularity not in ("filter", "neuron"):
+        reason = f"needs whole channels to cut out, sparsity.granularity is {method.granularity}; use filter"
+    elif all(phase.sparsity is None for phase in plan):
+        reason = "has no effect, this plan prunes nothing; set it to false"
+    elif run.world > 1 or trainer["compile"] or trainer["cuda_graph"]:
+        reason = "goes neither with several processes nor with trainer.compile or cuda_graph; set it to false"
+    elif not leaves_training_alone(method):
+        reason = f"{type(method).__name__} changes the training of the original network; set it to false"
+    if reason:
+        raise ValueError(f"trainer.shrink=true: {reason}")
 
 
 def check_graph(run: Run, method: Method, trainer: Mapping[str, Any]) -> None:

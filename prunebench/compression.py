@@ -77,6 +77,11 @@ def provisional(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return with_target(protocol, 0.0 if waits and cfg["sparsity"]["compression"] is not None else None)
 
 
+def unless(given: Any, otherwise: Any) -> Any:
+    """`${unless:${a},b}` is null where `a` is given, else b: the default of an option that `a` stands for."""
+    return otherwise if given is None else None
+
+
 def told(compression: float, run: Any) -> str:
     """What is shown of an asked compression before the run."""
     total, prunable = _sizes(run)

@@ -16,8 +16,9 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prunebench.compression import provisional
+from prunebench.compression import provisional, unless
 from prunebench.hints import fits, name_of
+from prunebench.lengths import share_of_length
 
 GIVEN_BY_CODE = {
     *("base", "p", "run", "params", "device", "batch_size", "schedule", "retrain_schedule"),
@@ -29,7 +30,10 @@ NOT_IN_ID_OF_TRAINER = (
     *("share", "store", "quiet"),
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
-LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1, "sparsity.compression": None}
+LATER: dict[str, Any] = {
+    **{"protocol.peaks": None, "method.iterations": 1, "sparsity.compression": None},
+    **{"trainer.shrink": False, "sparsity.round_to": None, "method.round_to": None},
+}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
     *("companion", "metrics", "tracker", "trainer", "experiment"),
@@ -50,6 +54,7 @@ class Sparsity:
     granularity: str = "weight"
     layer_rates: Any = None
     min_kept: int = 1
+    round_to: Optional[int] = None  # noqa: UP045
     exclude: list[str] = field(default_factory=list)
 
 
@@ -66,6 +71,7 @@ class Trainer:
     cuda_graph: bool = False
     deterministic: bool = True
     sync_bn: bool = False
+    shrink: bool = False
     label_smoothing: float = 0.0
     decay: str = "all"
     eval_every: str = "1ep"
@@ -111,23 +117,6 @@ def conf_directory() -> Path:
     """The folder of YAML files, in a checkout (editable install) or in the installed package."""
     package = Path(__file__).parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
-
-
-def share_of_length(length: str, share: float) -> str:
-    """`${share:160ep,0.5}` is 80ep.
-
-    Raises:
-      ValueError: if the length has no unit.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it)", str(length))
-    if match is None:
-        raise ValueError(f"length={length!r}: must be a number with its unit, such as 160ep or 2000it")
-    return f"{round(float(match[1]) * float(share)):d}{match[2]}"
-
-
-def unless(given: Any, otherwise: Any) -> Any:
-    """`${unless:${a},b}` is null where `a` is given, else b: the default of an option that `a` stands for."""
-    return otherwise if given is None else None
 
 
 def run_id(cfg: Mapping[str, Any]) -> str:

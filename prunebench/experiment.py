@@ -17,7 +17,7 @@ from prunebench.describe import describe, identify, plan_rows, title, write_star
 from prunebench.machine import keep_freed_memory, pick_device, set_threads, spare_threads
 from prunebench.metrics.cost import count_macs
 from prunebench.record import Recorder
-from prunebench.result import write_final
+from prunebench.result import write_final, write_shrunk
 from prunebench.store import open_store
 from prunebench.trackers.session import Session, about_run
 
@@ -226,7 +226,8 @@ def make_directory(directory: Path, key: str, value: object) -> None:
         ) from None
 
 
-def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]) -> None:
+def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the final networks; what result.json says of the shrunk one."""
     c, h, _ = run.data.shape
     description = {
         "model": cfg["model"],
@@ -239,3 +240,5 @@ def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]
     if method.stands_for is not None:
         description["scaled"] = method.stands_for[1]  # of the model: network.scaled(this) fits the weights
     write_final(directory, run, method, description=description)
+    shrunk = write_shrunk(directory, run, method, description=description)
+    return {} if shrunk is None else {"shrunk": shrunk}

@@ -34,7 +34,7 @@ class Recorder:
       display: what the user sees.
       store: shared prefixes, or None.
       metrics: name -> what else is measured.
-      export: called with the run at the end; writes the final weights.
+      export: called with the run at the end; writes the final weights, gives more content of result.json.
       eval_every: validation accuracy is measured this often, "1ep" or "500it".
       checkpoint_every, checkpoint_seconds: a checkpoint is written this often, and at phase ends.
       asked_to_stop: the number of a signal that has come in, or 0.
@@ -50,7 +50,7 @@ class Recorder:
         display: Any,
         store: PrefixStore | None,
         metrics: Mapping[str, Metric],
-        export: Callable[[Run, Method], None],
+        export: Callable[[Run, Method], dict[str, Any] | None],
         eval_every: str,
         checkpoint_every: str,
         checkpoint_seconds: float,
@@ -218,8 +218,8 @@ class Recorder:
             self.rounds.append(final | {"phase": "final", "epochs": 0.0, "steps": 0})
         if run.rank == 0:
             self.rows.sync()
-            self.export(run, method)
-            result = assemble(run, self)
+            more = self.export(run, method) or {}
+            result = assemble(run, self) | more
             write_json(self.directory / "result.json", result)
             self.display.finish(result, str(self.directory))
         parallel.wait_for_all(run.world)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunebench.core.checkpoint import write_atomically
@@ -12,6 +13,7 @@ from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
 from prunebench.metrics.cost import ATTENTION, cost, count_macs
+from prunebench.metrics.metric import undisturbed
 
 VERSION = 1
 
@@ -145,3 +147,42 @@ def write_final(directory: Path, run: Run, method: Method, *, description: Mappi
     write_atomically(directory / "final.safetensors", lambda f: f.write(save(weights)))
     write_atomically(directory / "masks.safetensors", lambda f: f.write(save(masks)))
     write_json(directory / "final.json", description)
+
+
+def write_shrunk(
+    directory: Path, run: Run, method: Method, *, description: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The physically smaller network of a structured run, as safetensors and a JSON of its widths.
+
+    `shrunk.safetensors` holds its state dict; `shrunk.json` what `prunebench.saved.load_network` needs to
+    build it: the model with its options, and the widths by unit.
+
+    Returns:
+      What is really left: `params`, `macs` and `macs_attention` (of one image, counted in a forward pass),
+      `bytes` (of shrunk.safetensors) beside `bytes_masked` (of final.safetensors), and `difference`, the
+      largest one between its logits and the masked network's on up to 64 test images, with `logits`, the
+      largest magnitude among those. None if the method removes no channels.
+    """
+    from safetensors.torch import save
+
+    small = method.compact(run)
+    if small is run.model:
+        return None
+    weights = {n: t.detach().cpu().contiguous() for n, t in small.state_dict().items()}
+    content = save(weights)
+    write_atomically(directory / "shrunk.safetensors", lambda f: f.write(content))
+    macs = count_macs(small, run.data.shape)
+    images = next(iter(run.data.evaluation("test")))[0][:64]
+    with undisturbed(run), torch.no_grad():
+        masked, shrunk = run.model(images), small.eval()(images)
+    facts = {
+        "params": sum(p.numel() for p in small.parameters()),
+        "macs": sum(macs.values()) - macs[ATTENTION],
+        "macs_attention": macs[ATTENTION],
+        "bytes": len(content),
+        "bytes_masked": (directory / "final.safetensors").stat().st_size,
+        "difference": float((masked - shrunk).abs().max()),
+        "logits": float(masked.abs().max()),
+    }
+    write_json(directory / "shrunk.json", {**description, "widths": small.widths, **facts})
+    return facts

@@ -189,5 +189,7 @@ def prefix_keys(
             content["retrain"] = cfg["retrain"]
         if pruned or not alone:
             content |= {k: cfg[k] for k in ("method", "companion", "criterion")}
+            if pruned and cfg["trainer"]["shrink"]:
+                content["shrink"] = True
         keys[index] = address(content)
     return keys

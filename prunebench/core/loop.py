@@ -101,6 +101,7 @@ def fit(
             run.snapshot(name)
         if phase.keep == "best" and "best" in run.snapshots:
             _take_best(run, method)
+        run.unshrink()
         kept = _asked_count(phase, run)
         assert kept in (None, run.masks.kept), f"{phase.name}: {run.masks.kept} kept, {kept} asked for"
         parallel.broadcast_buffers_(run.model, run.world)
@@ -124,9 +125,10 @@ def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer,
         run.clock.cycle += 1
     if phase.weights != "keep":
         run.restore(phase.weights)
-    run.optimizer = make_optimizer(run, method)
     if method.hard_masks:
         run.masks.zero_weights_(run.model)
+    run.shrink(method)
+    run.optimizer = make_optimizer(run, method)
     run.clock.steps = phase.steps(run)
 
 

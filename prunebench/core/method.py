@@ -111,6 +111,10 @@ class Method:
         """The deployable network, for cost metrics."""
         return run.model
 
+    def alive(self, run: Any) -> dict[str, Tensor] | None:
+        """Unit name -> bool tensor of channels left, where whole channels are pruned; else None."""
+        return None
+
     def channels(self, run: Any) -> tuple[int, int] | None:
         """Channels kept and in all where whole channels are pruned, else None."""
         return None
@@ -235,6 +239,10 @@ class Companion(Method):
     def compact(self, run: Any) -> nn.Module:
         """Deployable network of the base method."""
         return self.base.compact(run)
+
+    def alive(self, run: Any) -> dict[str, Tensor] | None:
+        """Channels of the base method that are left."""
+        return self.base.alive(run)
 
     def channels(self, run: Any) -> tuple[int, int] | None:
         """Channels of the base method."""

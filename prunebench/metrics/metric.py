@@ -137,6 +137,7 @@ def undisturbed(run: Run) -> Iterator[None]:
     Full precision also means no TF32, which convolutions on CUDA use unless told otherwise. Gradients are
     left to `torch.autograd.grad`, which writes none into the parameters.
     """
+    run.update_model()
     modes = [(m, m.training) for m in run.model.modules()]
     buffers = [(b, b.clone()) for b in run.model.buffers()]
     random, network, precision = torch.get_rng_state(), run.network, run.precision

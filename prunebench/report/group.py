@@ -47,8 +47,9 @@ def summarise(runs: Sequence[Run], names: Sequence[str], metric: str, *, rounds:
       rows with "method", "model", "dataset", "target", "asked" (fractions), "phase", "n" and the means
       "sparsity", "value" (the metric after retraining), "pruned" (the metric right after pruning), "change"
       (to the run's own dense control), "top5" (beside top1), "params", "compression", "macs", "speedup",
-      "train_macs" (multiply-adds of all training so far), "seconds" (of all phases so far); "std" and "change_std" are sample standard deviations and "reach" half
-      the 95 % t-interval, None for n = 1; "values" is seed -> value; "partial" counts partial runs.
+      "train_macs" (multiply-adds of all training so far), "seconds" (of all phases so far); "std" and
+      "change_std" are sample standard deviations and "reach" half the 95 % t-interval, None for n = 1;
+      "values" is seed -> value; "partial" counts partial runs.
     """
     groups: dict[tuple, list[tuple[Run, int]]] = defaultdict(list)
     for run, name in zip(runs, names):

@@ -30,6 +30,8 @@ BELOW = {
     "result": {"core", "metrics"},
     "ledger": {"core", "metrics"},
     "during_training": {"core", "lengths", "rounds"},
+    "saved": set(),
+    "export": {"saved"},
     "trackers": {"core", "report"},
     "record": {"core", "journal", "ledger", "metrics", "result", "store"},
     "machine": {"core", "models"},
@@ -40,7 +42,7 @@ BELOW = {
 TOP = {"cli", "launch", "config", "experiment", "explain", "oracle"}  # may import everything
 KNOW_HYDRA = {"config.py", "launch.py", "explain.py"}
 HEAVY = {"torchvision", "timm", "matplotlib", "torch_pruning", "sklearn", "scipy", "pandas"}
-HEAVY |= {"tensorboard", "wandb", "mlflow"}
+HEAVY |= {"tensorboard", "wandb", "mlflow", "onnx", "onnxscript", "onnxruntime"}
 
 
 def imports(path: Path, *, everywhere: bool) -> set[str]:
