@@ -110,6 +110,7 @@ class Run:
         self.device = next(model.parameters()).device
         self.precision, self.rank, self.world = precision, rank, world
         self.masks = Masks.ones(model, prunable)
+        self.zeros_hold = True  # False: a step has moved weights that these masks set to 0 when they were new
         self.optimizer: torch.optim.Optimizer | None = None
         self.graphed_step: Callable[..., Tensor] | None = None  # prunebench.core.graph.GraphedStep
         self.clock = Clock()

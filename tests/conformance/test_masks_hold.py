@@ -44,7 +44,9 @@ def test_pruned_weights_and_their_optimizer_state_are_0_after_every_step(case, o
     seen = watch.MaskWatch()
     fit(parts.plan, parts.run, parts.method, parts.make_optimizer, seen)
     assert seen.steps > 20
+    assert seen.not_applied == []
     if parts.method.hard_masks:
+        assert parts.run.zeros_hold
         assert seen.not_zero == []
         asks = any(p.sparsity is not None for p in parts.plan) or type(parts.method).step is not Method.step
         assert seen.most_pruned > 0.5 or not asks
@@ -83,10 +85,13 @@ def test_a_phase_that_prunes_while_it_trains_ends_with_exactly_what_was_asked(tr
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
 def test_masks_only_shrink_unless_the_method_says_that_weights_revive(traced, case, network):
     whole = traced(case, network)
-    if whole.parts.method.revives:
-        assert whole.seen.revived > 0
-    else:
+    if not whole.parts.method.revives:
         assert whole.seen.revived == 0
+    elif any(p.within and p.reach is None for p in whole.parts.plan):
+        # the masks are an outcome: nobody brings weights back, in one of the networks they come by themselves
+        assert sum(traced(case, n).seen.revived for n in ("wrn", "lenet300")) > 0
+    else:
+        assert whole.seen.revived > 0
 
 
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
