@@ -26,9 +26,9 @@ def during_training(
 ) -> list[Phase]:
     """One phase "train" in which the method changes the masks, so that it ends with exactly `target`.
 
-    There is no dense control in the run, unless dense training comes `before`. Schedules and the methods' own ramps count in shares of the phase,
-    so `multiplier` stretches them with it (RigL_5x of arXiv 1911.11134); a warm-up given as a length
-    keeps it.
+    There is no dense control in the run, unless dense training comes `before`. Schedules and the methods' own
+    ramps count in shares of the phase, so `multiplier` stretches them with it (RigL_5x of arXiv 1911.11134);
+    a warm-up given as a length keeps it.
 
     Args:
       schedule: learning rate.

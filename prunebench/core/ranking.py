@@ -14,7 +14,7 @@ Allocation = Literal["global", "uniform"]
 
 @torch.no_grad()
 def ranked(scores: Mapping[str, Tensor], sparsity: float, *, allocation: Allocation = "global") -> Masks:
-    """Masks that keep exactly round((1 - sparsity) * N) entries of the highest scores; pruned ones may return.
+    """Masks that keep exactly round((1 - sparsity) * N) entries of the highest scores; any may return.
 
     The same masks as `select` gives, but on CUDA nothing here waits for the device. Among equal scores the
     lower flat index stays, layers in the order of `scores`.

@@ -21,8 +21,8 @@ class DPF(Latent):
     weights; momentum and weight decay act on w. m keeps the largest |w| of the network, is taken anew every
     `interval` steps and whenever the sparsity rises, and pruned weights return when they have grown. The
     sparsity rises at the end of every (n + 1)-th part of training, j = 1, ..., n times, to
-    target (1 - (1 - j / n)^3), with n = `rises`: 100 epochs in parts of 10 make n = 9. The last part trains at
-    the target, with masks that may still move. At the end w is m w.
+    target (1 - (1 - j / n)^3), with n = `rises`: 100 epochs in parts of 10 make n = 9. The last part trains
+    at the target, with masks that may still move. At the end w is m w.
 
     The network holds m w at every step; w lies beside it. Weights of convolutions and linear layers are
     pruned, the first and the classifier included unless excluded; biases and normalisation are not.

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prunebench.core.method import Method
@@ -16,8 +15,8 @@ class Latent(Method):
     DistributedDataParallel and `torch.compile` see the pruned network without knowing of the method, and
     nothing is left to fold at the end. A step lends the raw weights to the parameters, so that the optimizer
     (momentum and weight decay included) acts on them; a subclass then writes the new effective weights.
-    `Reparameterized`, which computes them within the forward pass, costs more per step (its backward pass goes
-    through them once more) and hides them from all that reads `run.model`.
+    `Reparameterized` computes them within the forward pass instead: its backward pass goes through them once
+    more, and what reads `run.model` sees the raw ones.
 
     Attributes:
       raw: parameter name -> raw weight of every prunable parameter.

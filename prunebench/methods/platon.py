@@ -35,10 +35,10 @@ class PLATON(Method):
     5. The weights of lowest I U are set to 0: in the middle stage at the ends of windows, in the last stage
        at every step, where the ranking is new at the ends of windows only.
 
-    The optimizer's state, gradients and scores of zeroed weights go on. In the middle stage a zeroed weight is
-    thus updated at the next step and has a value until the next zeroing: the masks and the sparsity in
-    metrics.jsonl are those of the last zeroing, `zeros_hold: false` marks rows written since then, and
-    training is counted there as dense. In the last stage the zeros are there after every step.
+    The optimizer's state, gradients and scores of zeroed weights go on. In the middle stage a zeroed weight
+    is thus updated at the next step and has a value until the next zeroing: masks and sparsity in
+    metrics.jsonl are those of the last zeroing, `zeros_hold: false` marks rows written since then (accuracy
+    included), and training is counted there as dense. In the last stage the zeros are there after every step.
 
     Differs: exactly the asked number of weights is zeroed, where the code zeroes what lies strictly below the
     k-th smallest score (one fewer, or fewer still among ties; `exact_k=false` does that in the middle stage,
@@ -260,7 +260,7 @@ class PLATON(Method):
         return not_below(scores, sparsity, allocation=self.allocation)
 
     def train_macs(self, run: Run, step: int, sparse: int, dense: int) -> int:
-        """Dense, but for the forward pass and the gradients of activations of weights that are just zeroed."""
+        """Dense; two of the three passes sparse where a zeroing has just been."""
         if run.goal is None:
             return 3 * sparse
         return 2 * sparse + dense if self.zeroes(run, step) else 3 * dense

@@ -21,8 +21,8 @@ class STR(Latent):
     of it (`protocol.target=null`). The final weights are the effective, shrunk ones.
 
     The gradients are those of the formula: with g at the effective weight, w gets g where |w| > sigmoid(s),
-    else 0, and s gets -sigmoid'(s) times the sum of g sign(w) over the same weights. The authors' ImageNet
-    setting is s_initial=-3200 with weight decay 2.2518e-5 and 90 % sparsity after 100 epochs; there sigmoid(s)
+    else 0, and s gets -sigmoid'(s) times the sum of g sign(w) over the same weights. In the authors' ImageNet
+    setting s_initial=-3200 and weight decay 2.2518e-5 give 90 % sparsity after 100 epochs; there sigmoid(s)
     and its gradient are 0 in float32, so that nothing but weight decay moves s at first, and a short training
     never prunes. The default of -5 is ours, for short training.
 
@@ -77,8 +77,9 @@ class STR(Latent):
     def attach(self, run: Run) -> None:
         """Begin with the thresholds of `s_initial`."""
         super().attach(run)
-        start = torch.tensor(float(self.s_initial), device=run.device)
-        self.thresholds = nn.ParameterList(nn.Parameter(start.clone()) for _ in self.raw)
+        self.thresholds = nn.ParameterList(
+            nn.Parameter(raw.new_tensor(float(self.s_initial))) for raw in self.raw.values()
+        )
         self._show(run)
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -62,6 +62,22 @@ def test_the_adversarial_optimizer_revives_weights_that_nobody_masks():
     assert any("drift" in found for found in seen.not_zero)
 
 
+def test_weights_that_leave_0_under_masks_that_are_said_to_hold_are_noticed():
+    case = next(c for c in kit.cases() if c.method == "dpf")
+    parts = kit.assemble(kit.tiny(case, "lenet300"), optimizer=OPTIMIZERS["sgd"])
+    step = parts.method.step
+
+    def careless(run):
+        step(run)
+        with torch.no_grad():
+            next(run.model.parameters()).add_(1e-3)
+
+    parts.method.step = careless
+    seen = watch.MaskWatch()
+    fit(parts.plan, parts.run, parts.method, parts.make_optimizer, seen)
+    assert seen.not_applied
+
+
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
 def test_every_pruning_event_keeps_exactly_what_was_asked(traced, case, network):
     whole = traced(case, network)
