@@ -47,8 +47,13 @@ def assemble(
     data = instantiate(cfg["dataset"], batch_size=trainer["batch_size"], device=device)
     channels, size = data.shape[0], data.shape[-1]
 
+    method = instantiate(cfg["method"])
+    for node in cfg["companion"].values():
+        method = instantiate(node, base=method)
+
     def build() -> nn.Module:
-        return instantiate(cfg["model"], in_channels=channels, num_classes=data.num_classes, image_size=size)
+        options = {"in_channels": channels, "num_classes": data.num_classes, "image_size": size}
+        return method.network(instantiate(cfg["model"], **options))
 
     def fresh_state(*key: object) -> dict[str, torch.Tensor]:
         with seeded(seed, *key):
@@ -71,9 +76,6 @@ def assemble(
         world=world,
     )
     run.network = wrap(run, trainer)
-    method = instantiate(cfg["method"])
-    for node in cfg["companion"].values():
-        method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
     plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
     plan = [phase.settled(run) for phase in first_phases(method.plan(plan), phases)]
@@ -138,10 +140,8 @@ def check(
     within = [p.name for p in plan if p.within]
     if bool(within) != method.during_training:
         rule = "does not prune while it trains" if within else "prunes while it trains"
-        choice = "another than" if within else ""
-        raise ValueError(
-            f"protocol: method {type(method).__name__} {rule}; choose {choice} protocol=during_training"
-        )
+        way_out = "another protocol" if within else "protocol=during_training"
+        raise ValueError(f"protocol: method {type(method).__name__} {rule}; choose {way_out}")
     method.check(run, [p.asked for p in plan if p.asked is not None])
     for phase in plan:
         validated = phase.keep == "best" or phase.patience is not None

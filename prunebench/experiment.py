@@ -239,4 +239,6 @@ def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]
         "class_names": list(run.data.class_names),
         "sparsity": run.masks.sparsity,
     }
+    if method.stands_for is not None:
+        description["scaled"] = method.stands_for[1]  # of the model: network.scaled(this) fits the weights
     write_final(directory, run, method, description=description)

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from prunebench.core.checkpoint import write_atomically
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
-from prunebench.metrics.cost import cost
+from prunebench.metrics.cost import ATTENTION, cost, count_macs
 
 VERSION = 1
 
@@ -61,10 +63,31 @@ def round_row(
         "steps": run.clock.step,
         "seconds": seconds,
     }
+    if method.stands_for is not None:
+        row |= relative(run, method.stands_for[0], row)
     # the dense row may be another method's, from the shared store
     if run.clock.cycle and (counted := method.channels(run)) is not None:
         row["channels"], row["channels_total"] = counted
     return row
+
+
+def relative(run: Run, whole: nn.Module, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes in a row against those of the network that the trained, smaller one stands for.
+
+    Args:
+      whole: that network, on the meta device, with the same parameter names.
+    """
+    params = dict(whole.named_parameters())
+    total, dense = sum(params[n].numel() for n in run.masks), count_macs(whole, run.data.shape)
+    everything, macs = sum(p.numel() for p in params.values()), sum(dense.values()) - dense[ATTENTION]
+    return {
+        "sparsity": 1 - row["kept"] / total,
+        "total": total,
+        "params_total": everything,
+        "compression": everything / row["params"],
+        "macs_dense": macs,
+        "speedup": macs / row["macs"],
+    }
 
 
 def dense_test(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:

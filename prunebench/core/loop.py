@@ -249,6 +249,6 @@ def _take_best(run: Run, method: Method) -> None:
 
 def _asked_count(phase: Phase, run: Run) -> int | None:
     """Weights that a phase which prunes while it trains is to keep at its end; None if that is not asked."""
-    if not phase.within or phase.reach is None:
+    if not phase.within or phase.reach is None or phase.nearly:
         return None
     return round((1 - phase.reach) * run.masks.total)

@@ -41,6 +41,18 @@ class Method:
         """
         return phases
 
+    def network(self, model: nn.Module) -> nn.Module:
+        """The network to train, freshly initialised: the configured one, or another in its place."""
+        return model
+
+    @property
+    def stands_for(self) -> tuple[nn.Module, float] | None:
+        """Where another network is trained: the configured one (on the meta device), and the widths' factor.
+
+        Sparsity, compression and speed-up of the result are then relative to it.
+        """
+        return None
+
     def check(self, run: Any, asked: Sequence[float]) -> None:
         """Refuse what cannot work with this network, before any training.
 
@@ -177,6 +189,15 @@ class Companion(Method):
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """Plan of the base method."""
         return self.base.plan(phases)
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Network of the base method."""
+        return self.base.network(model)
+
+    @property
+    def stands_for(self) -> tuple[nn.Module, float] | None:
+        """As the base method's."""
+        return self.base.stands_for
 
     def check(self, run: Any, asked: Sequence[float]) -> None:
         """Check the base method."""

@@ -47,6 +47,7 @@ class Phase:
         function of the run where it depends on the layers' sizes; `settled` puts its value in.
       within: the method prunes or regrows while this phase trains (`prunebench.during_training`).
       reach: sparsity at the end of such a phase, exact to one weight; None where it is the method's outcome.
+      nearly: `reach` is met as nearly as the method can (whole channels), not to one weight.
       weights: after pruning, "keep" the weights, draw them again ("random"), or restore a snapshot by name.
       uncontrolled: what `weights` would be without the control that this phase is; None if it is none.
       peak: learning rate that the schedule multiplies, in place of `optimizer.lr`; None keeps that.
@@ -66,6 +67,7 @@ class Phase:
     sparsity: float | Callable[[Any], float] | None = None
     within: bool = False
     reach: float | None = None
+    nearly: bool = False
     weights: str = "keep"
     uncontrolled: str | None = None
     peak: float | None = None

@@ -72,6 +72,10 @@ class PrunableModel(nn.Module):
         """A fresh network of the same family and options with other numbers of channels."""
         raise NotImplementedError
 
+    def scaled(self, factor: float) -> "PrunableModel":
+        """A fresh network with `factor` times the channels in every unit, rounded, at least one."""
+        return self.with_widths({n: max(1, round(factor * w)) for n, w in self.widths.items()})
+
     def junctions(self) -> list[Junction]:
         """Every place between two layers, for scores that look at a layer's neighbours.
 

@@ -80,6 +80,11 @@ class SNFS(SparseTraining):
         self.momentum, self.redistribute = momentum, redistribute
         self.average: dict[str, Tensor] = {}
 
+    @property
+    def update_waits(self) -> bool:
+        """Whether the host must see numbers that the device has computed, once in an update."""
+        return self.redistribute == "momentum"
+
     def attach(self, run: Run) -> None:
         """Begin with an average of 0."""
         params = dict(run.model.named_parameters())

@@ -66,7 +66,8 @@ def summarise(runs: Sequence[Run], names: Sequence[str], metric: str, *, rounds:
       rows with "method", "model", "dataset", "target", "asked" (fractions), "phase", "n" and the means
       "sparsity", "value" (the metric after retraining), "pruned" (the metric right after pruning), "change"
       (to the run's own dense control), "top5" (beside top1), "params", "compression", "macs", "speedup",
-      "seconds" (of all phases so far); "std" and "change_std" are sample standard deviations and "reach" half
+      "trained" (multiply-adds of the whole training, of finished runs at their end), "seconds" (of all phases
+      so far); "std" and "change_std" are sample standard deviations and "reach" half
       the 95 % t-interval, None for n = 1; "values" is seed -> value; "partial" counts partial runs.
     """
     groups: dict[tuple, list[tuple[Run, int]]] = defaultdict(list)
@@ -145,6 +146,8 @@ def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
     for field in ("sparsity", "compression", "speedup", "params", "macs"):
         out[field] = mean_std(row.get(field) for row in rows)[0]
     out["seconds"] = mean_std(sum(r.get("seconds", 0) for r in run.rounds[: i + 1]) for run, i in members)[0]
+    trained = [r.totals.get("cost.train_macs") if i == len(r.rounds) - 1 else None for r, i in members]
+    out["trained"] = mean_std(trained)[0]
     out["partial"] = sum(run.status == "partial" for run, _ in members) or None
     return out
 

@@ -19,7 +19,7 @@ BARE = ("criterion", "protocol", "schedule")  # of these the value says enough: 
 USUAL = ("protocol", "iterative")  # goes without saying beside other protocols
 
 # Overrides that a table shows otherwise, or that are averaged over.
-TARGETS = ("sparsity.target", "protocol.target", "recipe.target")
+TARGETS = ("sparsity.target", "protocol.target", "recipe.target", "method.target")
 SHOWN = {"method", "companion", "model", "dataset", *TARGETS}
 ROUNDS = ("sparsity.rounds", "protocol.rounds", "recipe.rounds")  # where a rate is given, they say the target
 TELLS_NOTHING = {"name"}  # last words of keys that need the one before

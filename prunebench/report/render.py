@@ -43,6 +43,7 @@ def columns(metric: str) -> list[Column]:
         Column("compression", "compr.", ratio, rank=4),
         Column("macs", "MACs", count, rank=10),
         Column("speedup", "speed", ratio, rank=5),
+        Column("trained", "train", count, "MACs", rank=8),
         Column("seconds", "seconds", seconds, rank=11),
         Column("partial", "partial", rank=1),
     ]

@@ -92,7 +92,7 @@ def test_every_pruning_event_keeps_exactly_what_was_asked(traced, case, network)
 def test_a_phase_that_prunes_while_it_trains_ends_with_exactly_what_was_asked(traced, case, network):
     whole = traced(case, network)
     for phase in whole.parts.plan:
-        if phase.within and phase.reach is not None:
+        if phase.within and phase.reach is not None and not phase.nearly:
             masks = whole.seen.ends[phase.name]
             kept = sum(int(m.sum()) for m in masks.values())
             assert kept == round((1 - phase.reach) * sum(m.numel() for m in masks.values()))

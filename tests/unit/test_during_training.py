@@ -104,7 +104,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 def test_a_method_that_does_not_prune_while_training_is_refused_and_vice_versa():
-    with pytest.raises(ValueError, match="choose another than protocol=during_training"):
+    with pytest.raises(ValueError, match="Pruner does not prune while it trains; choose another protocol"):
         kit.assemble(kit.tiny(kit.Case("imp"), "lenet300", "protocol=during_training"))
     with pytest.raises(ValueError, match="does not prune while it trains"):
         kit.assemble(tiny())
