@@ -1,9 +1,10 @@
 """The protocol of methods that prune or regrow while they train."""
 
+import math
 from typing import Literal
 
 from prunebench.core.phase import Phase, Schedule
-from prunebench.lengths import times
+from prunebench.lengths import check_length, times
 from prunebench.rounds import check_choice, check_common
 
 Control = Literal["none", "reinit", "init"]
@@ -20,12 +21,14 @@ def during_training(
     keep: Keep = "last",
     patience: str | None = None,
     control: Control = "none",
+    before: str | None = None,
+    peak: float | None = None,
 ) -> list[Phase]:
     """One phase "train" in which the method changes the masks, so that it ends with exactly `target`.
 
-    There is no dense control in the run. Schedules and the methods' own ramps count in shares of the phase,
-    so `multiplier` stretches them with it (RigL_5x of arXiv 1911.11134); a warm-up given as a length
-    keeps it.
+    There is no dense control in the run, unless dense training comes `before`. Schedules and the methods' own
+    ramps count in shares of the phase, so `multiplier` stretches them with it (RigL_5x of arXiv 1911.11134);
+    a warm-up given as a length keeps it.
 
     Args:
       schedule: learning rate.
@@ -40,6 +43,9 @@ def during_training(
         sparsity was reached.
       control: add a phase "control" of the same length and schedule that trains the masks found, which stay,
         from new weights (reinit) or from those of the run's start (init).
+      before: length of dense training that comes first, under the same schedule; for methods that prune a
+        trained network. None: the phase starts from the initial weights, or those that the model was given.
+      peak: learning rate of the pruning phase after it, in place of `optimizer.lr`; None keeps that.
 
     Raises:
       ValueError: if an option is out of range.
@@ -50,12 +56,22 @@ def during_training(
         raise ValueError(f"sparsity.target={target}: must lie in (0, 1); for 0 choose method=dense")
     if not multiplier > 0.0:
         raise ValueError(f"protocol.multiplier={multiplier}: must be above 0")
+    if before is not None:
+        check_length("protocol.before", before)
+    if peak is not None and (before is None or not 0.0 < peak < math.inf):
+        raise ValueError(
+            f"protocol.peak={peak}: must be a finite learning rate above 0, of the phase that follows "
+            "protocol.before; without that set optimizer.lr"
+        )
     length = times(dense, multiplier)
-    train = Phase("train", length, schedule, within=True, reach=target, keep=keep, patience=patience)
+    trained = [] if before is None else [Phase("dense", before, schedule)]
+    train = Phase(
+        "train", length, schedule, within=True, reach=target, peak=peak, keep=keep, patience=patience
+    )
     if control == "none":
-        return [train]
+        return [*trained, train]
     weights = "random" if control == "reinit" else "init"
     again = Phase(
         "control", length, schedule, weights=weights, uncontrolled="keep", keep=keep, patience=patience
     )
-    return [train, again]
+    return [*trained, train, again]

@@ -117,7 +117,7 @@ def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer,
 
     The optimizer is new in every phase: momentum kept over a rewind or over removed channels would be wrong.
     """
-    run.goal = phase.reach
+    run.goal, run.zeros_hold = phase.reach, True
     if phase.sparsity is not None:
         _prune(phase, run, method)
         observer.pruned(run, method, phase)
@@ -125,7 +125,7 @@ def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer,
         run.clock.cycle += 1
     if phase.weights != "keep":
         run.restore(phase.weights)
-    if method.hard_masks:
+    if method.hard_masks or not phase.within:
         run.masks.zero_weights_(run.model)
     run.shrink(method)
     run.optimizer = make_optimizer(run, method)

@@ -17,7 +17,10 @@ class Method:
     Attributes:
       state: names of the attributes that a checkpoint carries: tensors, numbers, strings, dicts and lists of
         them, and modules. Anything that a later step depends on is in it, or resuming is wrong.
-      hard_masks: False where the mask acts in the forward pass only and the weights stay dense.
+      hard_masks: True where value and optimizer state of a pruned weight are 0 after every step. False where
+        pruned weights go on being updated while the method prunes: a new mask sets values to 0, optimizer
+        state and dense weights kept beside the network go on. If values leave 0 before the next mask,
+        `run.zeros_hold` is False until then, and rows of metrics.jsonl say so.
       revives: True where a pruned weight may return.
       granularity: what is pruned as one: "weight", "kernel", "filter" or "neuron".
       during_training: True where masks change or are drawn under `protocol=during_training`, which such a

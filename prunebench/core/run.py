@@ -113,6 +113,7 @@ class Run:
         self.shrinks = False  # whether pruned channels are cut out for training (trainer.shrink)
         self.shrunk: Shrunk | None = None  # the smaller network of this phase; the model lags behind it
         self.masks = Masks.ones(model, prunable)
+        self.zeros_hold = True  # False: a step has moved weights that these masks set to 0 when they were new
         self.optimizer: torch.optim.Optimizer | None = None
         self.graphed_step: Callable[..., Tensor] | None = None  # prunebench.core.graph.GraphedStep
         self.clock = Clock()

@@ -37,13 +37,19 @@ class MaskWatch(Sink):
 
     def __init__(self) -> None:
         self.not_zero: list[str] = []
+        self.not_applied: list[str] = []  # values where masks prune that are new, or are said to hold
+        self.masks = None
         self.steps = 0
         self.most_pruned = 0.0
 
     def after_step(self, run, method, phase, loss):
         self.steps += 1
         self.most_pruned = max(self.most_pruned, run.masks.sparsity)
-        self.not_zero += not_zero(run)
+        found = not_zero(run)
+        self.not_zero += found
+        if run.masks is not self.masks or run.zeros_hold:
+            self.not_applied += [f for f in found if ": value of" in f]
+        self.masks = run.masks
 
 
 @dataclass
