@@ -164,6 +164,15 @@ def memory(prior: str) -> None:
     print((_status("VmHWM") - before) / weights)
 
 
+def report(*arguments: str) -> None:
+    """`prune-report ARGUMENTS`; prints the peak of this process's memory in MB."""
+    from prunebench.report.cli import main
+
+    code = main(list(arguments))
+    print(f"\n{_status('VmHWM') / 1e6}")
+    sys.exit(code)
+
+
 def _reset_peak() -> int:
     """Give back what is free, and forget the peak of this process's memory; what is in use now, in bytes."""
     ctypes.CDLL(None).malloc_trim(0)
@@ -250,7 +259,7 @@ class Worker:
         return line.strip()
 
 
-FUNCTIONS = {f.__name__: f for f in (run, stop, modules, gaps, share, memory, steps, work)}
+FUNCTIONS = {f.__name__: f for f in (run, stop, modules, gaps, share, memory, report, steps, work)}
 
 if __name__ == "__main__":
     FUNCTIONS[sys.argv[1]](*sys.argv[2:])

@@ -64,6 +64,39 @@ def sorting_event(model: nn.Module, sparsity: float) -> None:
         weight.mul_(torch.as_tensor(mask))
 
 
+@torch.no_grad()
+def topk_scatter_update(
+    weights: list[Tensor], masks: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], share: float
+) -> list[Tensor]:
+    """Scheme of rigl-torch for one update: in each layer two topk of full length, `scatter`, and `.item()`.
+
+    Args:
+      weights, momenta: changed in place.
+      masks: bool, contiguous.
+      share: of the kept weights that move.
+
+    Returns:
+      The new masks.
+    """
+    found = []
+    for w, m, g, v in zip(weights, masks, gradients, momenta):
+        size, kept = m.numel(), int(m.sum().item())
+        count = int(share * kept)
+        rank = torch.arange(size, device=w.device)
+        order = torch.topk(w.abs().flatten(), size).indices
+        stay = torch.zeros(size, device=w.device).scatter(0, order, (rank < kept - count).float())
+        score = g.abs().flatten()
+        lifted = torch.where(stay == 1, torch.full_like(score, score.min().item() - 1), score)
+        order = torch.topk(lifted, size).indices
+        come = torch.zeros(size, device=w.device).scatter(0, order, (rank < count).float())
+        new = (stay + come).view_as(w).bool()
+        w.mul_(new)
+        w.copy_(torch.where(new & ~m, torch.zeros_like(w), w))
+        v.mul_(new)
+        found.append(new)
+    return found
+
+
 class PillowImages(Dataset):
     """Images decoded and augmented one at a time, as torchvision's data sets of version 1 do.
 

@@ -45,6 +45,9 @@ class Phase:
       schedule: learning rate over the phase.
       sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone. A
         function of the run where it depends on the layers' sizes; `settled` puts its value in.
+      within: the method prunes or regrows while this phase trains (`prunebench.during_training`).
+      reach: sparsity at the end of such a phase, exact to one weight; None where it is the method's outcome.
+      nearly: `reach` is met as nearly as the method can (whole channels), not to one weight.
       weights: after pruning, "keep" the weights, draw them again ("random"), or restore a snapshot by name.
       uncontrolled: what `weights` would be without the control that this phase is; None if it is none.
       peak: learning rate that the schedule multiplies, in place of `optimizer.lr`; None keeps that.
@@ -62,6 +65,9 @@ class Phase:
     length: str | Callable[[Any], str]
     schedule: Schedule
     sparsity: float | Callable[[Any], float] | None = None
+    within: bool = False
+    reach: float | None = None
+    nearly: bool = False
     weights: str = "keep"
     uncontrolled: str | None = None
     peak: float | None = None
@@ -70,6 +76,11 @@ class Phase:
     keep: Literal["last", "best"] = "last"
     patience: str | None = None
     auxiliary: bool = False
+
+    @property
+    def asked(self) -> float | None:
+        """Sparsity that the phase is to end with; None where that is not changed, or not asked for."""
+        return self.reach if self.within else self.sparsity
 
     def settled(self, run: Any) -> "Phase":
         """This phase with the sparsity as a number."""
@@ -91,5 +102,5 @@ class Phase:
 
 
 def cycles(plan: Sequence[Phase]) -> int:
-    """Pruning events of the plan, and the training before the first of them."""
-    return 1 + sum(phase.sparsity is not None for phase in plan)
+    """Pruning events of the plan and phases that prune while they train, and the training before them."""
+    return 1 + sum(phase.sparsity is not None or phase.within for phase in plan)

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from prunebench.core import parallel
 from prunebench.core.allocation import by_rates, resolve_layers
+from prunebench.core.compact import compact, round_up
 from prunebench.core.method import Method
 from prunebench.core.phase import LENGTH, Phase
 from prunebench.core.run import Run
 from prunebench.core.selection import layer_counts, select
 from prunebench.core.units import (
-    PrunableModel,
     alive_channels,
-    compact,
     model_units,
     select_units,
     unit_masks,
+    unit_scores,
 )
 
 Criterion = Callable[[Run], dict[str, Tensor]]
@@ -55,10 +55,12 @@ class Pruner(Method):
       min_kept: floor of every layer, in entries of the granularity.
       iterations: how often scores are taken within one pruning event, with the density falling by the same
         factor each time (SynFlow, arXiv 2006.05467, algorithm 1: 100 times).
+      round_to: filters or neurons that every unit keeps are rounded up to a multiple of it; None for exact
+        counts. Fewer channels than asked for are removed then.
 
     Raises:
-      ValueError: if `iterations` is below 1, `min_kept` is negative, a rate is outside [0, 1), or rates lack
-        their allocation.
+      ValueError: if `iterations` is below 1, `min_kept` is negative, a rate is outside [0, 1), rates lack
+        their allocation, or `round_to` is below 2 or given for weights or kernels.
     """
 
     def __init__(
@@ -70,9 +72,14 @@ class Pruner(Method):
         layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
         iterations: int = 1,
+        round_to: int | None = None,
     ):
         if iterations < 1:
             raise ValueError(f"iterations={iterations}: must be 1 or more")
+        if round_to is not None and (round_to < 2 or granularity in ("weight", "kernel")):
+            raise ValueError(
+                f"sparsity.round_to={round_to}: must be 2 or more, with sparsity.granularity=filter or neuron"
+            )
         if min_kept < 0:
             raise ValueError(f"sparsity.min_kept={min_kept}: must be 0 or more")
         if (allocation == "rates") != bool(layer_rates):
@@ -85,6 +92,7 @@ class Pruner(Method):
                 raise ValueError(f"sparsity.layer_rates.{pattern}={rate}: must lie in [0, 1)")
         self.criterion, self.allocation, self.granularity = criterion, allocation, granularity
         self.layer_rates, self.min_kept, self.iterations = layer_rates, min_kept, iterations
+        self.round_to = round_to
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """Add the snapshots that the criterion reads to every phase before a pruning event."""
@@ -119,10 +127,11 @@ class Pruner(Method):
         if self.granularity in ("filter", "neuron"):
             units = model_units(run.model, self.granularity, run.masks)
             sizes, shapes = {u.name: u.size for u in units}, {u.name: (u.size,) for u in units}
+            least = max(1, self.min_kept)  # a layer without channels would cut the network in two
         else:
             shapes = {n: tuple(m.shape) for n, m in run.masks.items()}
             grain = 2 if self.granularity == "kernel" else None
-            sizes = {n: math.prod(s[:grain]) for n, s in shapes.items()}
+            sizes, least = {n: math.prod(s[:grain]) for n, s in shapes.items()}, self.min_kept
         allocation, total = self._allocation(run), sum(sizes.values())
         if self.granularity == "kernel" and allocation in ("er", "erk", "uniform_plus"):
             raise ValueError(
@@ -131,11 +140,11 @@ class Pruner(Method):
             )
         for j, sparsity in enumerate(asked, start=1):
             if allocation not in ("global", "lamp"):
-                counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=self.min_kept)
+                counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=least)
                 self._check_sum(sum(counts.values()), total, sparsity, len(sizes))
-            elif (keep := round((1 - sparsity) * total)) < self.min_kept * len(sizes):
+            elif (keep := round((1 - sparsity) * total)) < least * len(sizes):
                 raise ValueError(
-                    f"sparsity.min_kept={self.min_kept}: needs {self.min_kept * len(sizes)} entries in "
+                    f"sparsity.min_kept={least}: needs {least * len(sizes)} entries in "
                     f"{len(sizes)} layers, but round {j} with sparsity {sparsity:.12g} keeps {keep} of "
                     f"{total}; lower the sparsity or min_kept"
                 )
@@ -169,33 +178,42 @@ class Pruner(Method):
                 min_kept=self.min_kept,
             )
         else:
-            alive = select_units(
-                scores,
-                sparsity,
-                units=model_units(run.model, self.granularity, run.masks),
-                allocation=allocation,
-                previous=run.masks if run.masks.sparsity else None,
-                min_kept=self.min_kept,
-            )
-            masks = unit_masks(run.model, alive, run.masks)
+            masks = unit_masks(run.model, self._choose_channels(run, scores, sparsity), run.masks)
         run.set_masks(parallel.from_first_rank(masks, run.world))
+
+    def _choose_channels(self, run: Run, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Unit name -> bool tensor of the channels to keep."""
+        units = model_units(run.model, self.granularity, run.masks)
+        chosen = select_units(
+            scores,
+            sparsity,
+            units=units,
+            allocation=self._allocation(run),
+            previous=run.masks if run.masks.sparsity else None,
+            min_kept=self.min_kept,
+        )
+        if self.round_to is None:
+            return chosen
+        before, channels = alive_channels(run.masks, units), unit_scores(scores, units)
+        return round_up(chosen, channels, multiple=self.round_to, before=before)
+
+    def alive(self, run: Run) -> dict[str, Tensor] | None:
+        """Channels that are left at filter and neuron granularity, by unit; else None."""
+        if self.granularity in ("weight", "kernel"):
+            return None
+        return alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
 
     def channels(self, run: Run) -> tuple[int, int] | None:
         """Channels kept and in all, at filter and neuron granularity; else None."""
-        if self.granularity in ("weight", "kernel"):
+        if (alive := self.alive(run)) is None:
             return None
-        alive = alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
-        return sum(int(torch.count_nonzero(a)) for a in alive.values()), sum(
-            a.numel() for a in alive.values()
-        )
+        kept = sum(int(torch.count_nonzero(a)) for a in alive.values())
+        return kept, sum(a.numel() for a in alive.values())
 
     def compact(self, run: Run) -> nn.Module:
         """The physically smaller network at filter and neuron granularity; else the network itself."""
-        if self.granularity in ("weight", "kernel") or not isinstance(run.model, PrunableModel):
-            return run.model
-        return compact(
-            run.model, alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
-        )
+        alive = self.alive(run)
+        return run.model if alive is None else compact(run.model, alive)
 
     def _allocation(self, run: Run) -> Any:
         """The allocation with patterns resolved to this network's layers."""

@@ -20,7 +20,7 @@ BARE = ("criterion", "protocol", "schedule")  # of these the value says enough: 
 USUAL = ("protocol", "iterative")  # goes without saying beside other protocols
 
 # Overrides that a table shows otherwise, or that are averaged over.
-TARGETS = ("sparsity.target", "protocol.target", "recipe.target")
+TARGETS = ("sparsity.target", "sparsity.compression", "protocol.target", "recipe.target", "method.target")
 SHOWN = {"method", "companion", "model", "dataset", *TARGETS}
 ROUNDS = ("sparsity.rounds", "protocol.rounds", "recipe.rounds")  # where a rate is given, they say the target
 TELLS_NOTHING = {"name"}  # last words of keys that need the one before
@@ -93,17 +93,17 @@ def _with_options(runs: Sequence[Run], labels: Sequence[Label]) -> list[Label]:
     for label in dict.fromkeys(labels):
         places = [i for i, other in enumerate(labels) if other == label]
         panels = _panels([runs[i] for i in places], [label.text] * len(places))
-        found = [_told(label.text, members, _differing(members)) for members in panels]
+        found = [_told(label.text, members, differing(members)) for members in panels]
         keys, along = (list(dict.fromkeys(key for some in part for key in some)) for part in zip(*found))
-        words = dict(zip(keys, _short(keys)))
+        words = dict(zip(keys, short(keys)))
         for i in places:
-            text = " ".join([label.text, *(f"{words[key]}={_value(runs[i], key)}" for key in keys)])
+            text = " ".join([label.text, *(f"{words[key]}={value_of(runs[i], key)}" for key in keys)])
             left_out = tuple(key for key in along if key not in keys)
             out[i] = replace(label, text=text, keys=(*label.keys, *keys), along=left_out)
     return out
 
 
-def _differing(members: Sequence[Run]) -> list[str]:
+def differing(members: Sequence[Run]) -> list[str]:
     """Options whose values tell the runs apart as their configurations do.
 
     Options that somebody typed come first: these words are known. Where config.yaml is there it decides: what
@@ -111,22 +111,24 @@ def _differing(members: Sequence[Run]) -> list[str]:
     (of an experiment, or of another version of the defaults) is one. Options that follow the seed
     (`dataset.noise_seed=${seed}`) make no difference.
     """
-    by_rate = all((run.configuration or run.overrides).get("sparsity.target") == "null" for run in members)
+    by_rate = all(_by_rate(run.configuration or run.overrides) for run in members)
     left_out = ROUNDS if by_rate else ()
     typed = dict.fromkeys(key for run in members for key in run.overrides if _tells(key, run))
     typed = {key: None for key in typed if key not in left_out}
-    keys = [key for key in typed if _differs(members, key)]
+    keys = [key for key in typed if differs(members, key)]
     if any(run.configuration is None for run in members):
         return keys
     distinct = {id(run.configuration): run for run in members}
     comparable = dict.fromkeys([*filter(_decides, keys), *_comparable(list(distinct.values()))])
     comparable = [key for key in comparable if key not in left_out]
-    decisive = [key for key in comparable if _differs(distinct.values(), key) and _differs(members, key)]
-    kinds = {mark: tuple(_value(run, key) for key in decisive) for mark, run in distinct.items()}
+    decisive = [key for key in comparable if differs(distinct.values(), key) and differs(members, key)]
+    kinds = {mark: tuple(value_of(run, key) for key in decisive) for mark, run in distinct.items()}
     kind = [kinds[id(run.configuration)] for run in members]
     # Of what was typed, that which is the same within a kind; then whatever still tells kinds apart.
-    keys = [k for k in keys if len({(a, _value(run, k)) for a, run in zip(kind, members)}) == len(set(kind))]
-    told = {a: tuple(_value(run, key) for key in keys) for a, run in zip(kind, members)}
+    keys = [
+        k for k in keys if len({(a, value_of(run, k)) for a, run in zip(kind, members)}) == len(set(kind))
+    ]
+    told = {a: tuple(value_of(run, key) for key in keys) for a, run in zip(kind, members)}
     for place, key in enumerate(decisive):
         finer = {a: (*words, a[place]) for a, words in told.items()}
         if len(set(finer.values())) > len(set(told.values())):
@@ -138,18 +140,24 @@ def _told(name: str, members: Sequence[Run], keys: Sequence[str]) -> tuple[list[
     """The options for a name, and those without which the others tell as much.
 
     Left out are long values, such as a grid, and where the name is still too long whatever is not needed, the
-    longest first, of equal ones the last. What was typed is all that is known of runs without config.yaml, and stays.
+    longest first, of equal ones the last. What was typed is all that is known of runs without config.yaml,
+    and stays.
     """
     kept, known = list(keys), all(run.configuration is not None for run in members)
-    length = {key: max(len(_value(run, key)) for run in members) for key in keys}
-    for key in sorted(reversed(keys), key=lambda key: -len(key.rpartition(".")[2]) - length[key]):
-        words = [f"{k.rpartition('.')[2]}={'x' * length[k]}" for k in kept]
-        too_long = known and len(" ".join([name, *words])) > LONGEST
+    length = {key: max(len(value_of(run, key)) for run in members) for key in keys}
+    words = {key: len(key.rpartition(".")[2]) + length[key] for key in keys}
+    for key in sorted(keys, key=lambda key: (words[key], keys.index(key)), reverse=True):
+        too_long = known and len(name) + sum(words[k] + len(" =") for k in kept) > LONGEST
         rest = [other for other in kept if other != key]
-        told = [{tuple(_value(run, k) for k in some) for run in members} for some in (kept, rest)]
+        told = [{tuple(value_of(run, k) for k in some) for run in members} for some in (kept, rest)]
         if len(told[0]) == len(told[1]) and (length[key] > LONG or too_long):
             kept = rest
     return kept, [key for key in keys if key not in kept]
+
+
+def _by_rate(options: Mapping[str, str]) -> bool:
+    """Whether the sparsity asked at the end is that of a rate, and so of the rounds."""
+    return options.get("sparsity.target") == "null" and options.get("sparsity.compression", "null") == "null"
 
 
 def _comparable(runs: Sequence[Run]) -> list[str]:
@@ -169,9 +177,9 @@ def _comparable(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if _decides(key)]
 
 
-def _differs(members: Iterable[Run], key: str) -> bool:
+def differs(members: Iterable[Run], key: str) -> bool:
     """Whether the runs have several values of an option, other than each its own seed."""
-    pairs = {(_value(run, key), canonical(run.identity["seed"])) for run in members}
+    pairs = {(value_of(run, key), canonical(run.identity["seed"])) for run in members}
     return len({value for value, _ in pairs}) > 1 and any(value != seed for value, seed in pairs)
 
 
@@ -185,7 +193,7 @@ def _decides(key: str) -> bool:
     return "." in key and key not in TARGETS and not key.startswith("recipe.")
 
 
-def _value(run: Run, key: str) -> str:
+def value_of(run: Run, key: str) -> str:
     """The value of an option: of config.yaml if it is there, else as typed; "default" if it was not."""
     known: Mapping[str, str] = run.configuration or {}
     if key in known:
@@ -196,7 +204,7 @@ def _value(run: Run, key: str) -> str:
     return canonical(run.overrides[key]) if key in run.overrides else "default"
 
 
-def _short(keys: Sequence[str]) -> list[str]:
+def short(keys: Sequence[str]) -> list[str]:
     """Every key by its last word, or by more where that is another's, a setting's, or says nothing."""
     taken = {key.rpartition(".")[2] for key in SETTINGS} | TELLS_NOTHING
     out = []

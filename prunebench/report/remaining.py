@@ -9,7 +9,7 @@ from typing import Any
 from prunebench.report.compare import Comparison, compared, corrected
 from prunebench.report.group import close_ones, mean_std
 from prunebench.report.metric import reading
-from prunebench.report.read import Run
+from prunebench.report.read import Run, is_dense
 
 TOLERANCE = 0.03  # relative: so near to a column a round has to be
 FINER = (TOLERANCE, 0.01, 3e-3, 1e-3, 1e-4)  # for all columns: the first that keeps the rounds of a run apart
@@ -29,9 +29,14 @@ class Share:
     high: float
 
     def nearest(self, run: Run) -> dict | None:
-        """The run's round nearest to the nominal share, of equal ones the last; None if none counts."""
+        """The run's round nearest to the nominal share; None if none counts.
+
+        Of equal ones the dense network, not that retrained after nothing was removed; else the last.
+        """
         there = [run.rounds[i] for i in run.places if self.low <= left(run.rounds[i]) <= self.high]
-        return min(reversed(there), key=lambda row: abs(left(row) - self.asked), default=None)
+        return min(
+            reversed(there), key=lambda row: (abs(left(row) - self.asked), not is_dense(row)), default=None
+        )
 
 
 @dataclass(frozen=True)

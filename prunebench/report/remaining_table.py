@@ -17,6 +17,7 @@ from prunebench.report.sheets import Sheet
 from prunebench.report.table import Column, continued
 
 PUBLISHED = "  published"
+MINUS = "  minus published"
 ONE = "*"  # marks a number of one seed
 
 Line = tuple[str, "Sequence[Text | None]"]
@@ -59,6 +60,7 @@ def tables(
             if any(value is not None for value in values):
                 texts = [None if value is None else Text(show(value), "", 0) for value in values]
                 lines.append((f"{PUBLISHED} {mark}", texts))
+                lines.append((f"{MINUS} {mark}", [_from(*pair, signed) for pair in zip(row.cells, values)]))
     out = [_laid_out(where + " (%)" * percent + by, "seed", lines, panel)]
     if baseline is not None and len(panel.rows) > 1:
         lines = [
@@ -192,6 +194,12 @@ def _value(cell: Cell | None, show: Callable[[float], str]) -> Text | None:
         return None
     mean, std = cell.mean_std
     return Text(show(mean), ONE if std is None else f"+-{show(std)}", cell.n)
+
+
+def _from(cell: Cell | None, value: float | None, signed: Callable[[float], str]) -> Text | None:
+    """The mean of a cell minus a published number, where there are both."""
+    known = cell is not None and value is not None
+    return Text(signed(cell.mean_std[0] - value), "", 0) if known else None
 
 
 def _change(one: Comparison | None, signed: Callable[[float], str]) -> Text | None:

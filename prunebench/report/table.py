@@ -66,6 +66,7 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping], *, width: int) -> 
 
     Empty columns of rank > 0 are left out; then columns leave by rank (among equals the rightmost first)
     until the rest fits; then text columns are shortened, the longest first, to no less than `NARROWEST_TEXT`.
+    Where two texts of a column would look the same then, its long ones go on in lines of their own.
     """
     shown = filled(columns, rows)
     content = {c.key: cells(c, rows) for c in shown}
@@ -81,8 +82,11 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping], *, width: int) -> 
         change = max(min(room, natural[i] - widths[i]), min(0, NARROWEST_TEXT - widths[i]))
         widths[i] += change
         room -= change
+    folded = [c.key for c, w in zip(shown, widths) if c.text and (c.folded or _collide(content[c.key], w))]
     body = [
-        line for i in range(len(rows)) for line in _lines(shown, widths, [content[c.key][i] for c in shown])
+        line
+        for i in range(len(rows))
+        for line in _lines(shown, widths, [content[c.key][i] for c in shown], folded)
     ]
     head = [_line(shown, widths, [c.header for c in shown])]
     if any(c.group for c in shown):
@@ -139,29 +143,34 @@ def _group_line(columns: list[Column], widths: list[int]) -> str:
     return GAP.join(parts).rstrip()
 
 
-def _lines(columns: list[Column], widths: list[int], texts: list[str]) -> list[str]:
-    """The lines of a row: more than one where a folded text is wider than its column."""
-    stacks = [
-        _folded(text, width) if column.folded and len(text) > width else [text]
-        for column, width, text in zip(columns, widths, texts)
-    ]
-    high = max(map(len, stacks))
-    return [
-        _line(columns, widths, [stack[i] if i < len(stack) else "" for stack in stacks]) for i in range(high)
-    ]
-
-
-def _folded(text: str, width: int) -> list[str]:
-    """A text over several lines, broken at blanks, and within words only where one is too long."""
-    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-
-
 def _line(columns: list[Column], widths: list[int], texts: list[str]) -> str:
     parts = []
     for column, width, text in zip(columns, widths, texts):
         short = text if len(text) <= width else _shortened(text, width)
         parts.append(short.ljust(width) if column.text else short.rjust(width))
     return GAP.join(parts).rstrip()
+
+
+def _lines(columns: list[Column], widths: list[int], texts: list[str], folded: Sequence[str]) -> list[str]:
+    """The line of a row, and one for every line more of a text that is folded."""
+    parts = [
+        textwrap.wrap(t, w, subsequent_indent="  ", break_on_hyphens=False)
+        if c.key in folded and len(t) > w
+        else [t]
+        for c, w, t in zip(columns, widths, texts)
+    ]
+    return [
+        _line(columns, widths, [part[i] if i < len(part) else "" for part in parts])
+        for i in range(max(map(len, parts), default=1))
+    ]
+
+
+def _collide(texts: Sequence[str], width: int) -> bool:
+    """Whether two different texts look the same in so many characters."""
+    different = set(texts)
+    return len({text if len(text) <= width else _shortened(text, width) for text in different}) < len(
+        different
+    )
 
 
 def _shortened(text: str, width: int) -> str:

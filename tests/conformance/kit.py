@@ -248,11 +248,16 @@ def without(tree: Any, *names: str) -> Any:
     return [without(v, *names) for v in tree] if isinstance(tree, list) else tree
 
 
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without the measured times of a metric, which no two runs have in common."""
+    return {k: v for k, v in row.items() if "milliseconds" not in k and not k.startswith("measured_speedup")}
+
+
 def on_disk(directory: Path) -> dict[str, Any]:
     """What a finished run leaves, less what time and sharing may change."""
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return {
-        "rows": without(rows, "seconds"),
+        "rows": without([untimed(row) for row in rows], "seconds"),
         "result": without(
             json.loads((directory / "result.json").read_text()), "seconds", "time", "shared", "stored"
         ),

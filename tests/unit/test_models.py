@@ -11,7 +11,8 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from prunebench.core.units import PrunableModel, compact, prunable_names
+from prunebench.core.compact import compact
+from prunebench.core.units import PrunableModel, prunable_names
 from prunebench.models.conv import Conv
 from prunebench.models.layers import PointwiseConv2d, has_unsafe_strided_1x1
 from prunebench.models.lenet import LeNet5, LeNet300

@@ -12,6 +12,7 @@ from prunebench.report.configuration import canonical, matters, read_configurati
 from prunebench.report.group import labels, repeated, summarise
 from prunebench.report.label import labelled
 from prunebench.report.read import load
+from prunebench.report.table import Column, table
 from tests.unit.test_report import put, rounds_to, run
 
 
@@ -284,3 +285,14 @@ def test_a_name_too_long_for_its_column_goes_on_below_and_loses_nothing(tmp_path
         assert name in " ".join(" ".join(line[:36].split()) for line in lines if ".." not in line).replace(
             " 90.00", ""
         )
+
+
+def test_labels_that_would_look_the_same_go_on_in_lines_of_their_own():
+    columns = [Column("name", "name", text=True), Column("n", "n")]
+    rows = [{"name": f"lth with many options share={share} and more of them", "n": 3} for share in (1, 2)]
+    lines = table(columns, rows, width=34)
+    assert max(map(len, lines)) <= 34
+    told = " ".join(" ".join(line.removesuffix(" 3").split()) for line in lines[2:])
+    for row in rows:
+        assert f"share{row['name'].split('share')[1]}" in told
+    assert ".." not in told
