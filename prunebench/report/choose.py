@@ -1,14 +1,17 @@
 """What the reader chooses: runs (`--where`), and in which rows they are put (`--by`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prunebench.report.configuration import canonical
 from prunebench.report.group import close_ones
-from prunebench.report.label import BARE, SETTINGS, differing, short
+from prunebench.report.label import BARE, SETTINGS, differing, method, short, value_of
 from prunebench.report.read import Run
 
 ALWAYS = ("model", "dataset", "sparsity")  # these have tables and columns of their own
+UNJUDGED = ("criterion", "protocol", "sparsity.allocation", "sparsity.granularity")
+JUDGED = ("optimizer", "schedule", "retrain", "dataset.", "model.", "trainer.")  # see `unequal.ASPECTS`
 NAMED = 5  # values that are named one by one
 
 
@@ -51,15 +54,13 @@ def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
     return left
 
 
-def chosen(runs: Sequence[Run], by: str) -> tuple[list[str], list[str]]:
-    """For every run the name of its row when rows are made by these keys, and what is averaged over.
+def chosen(runs: Sequence[Run], by: str) -> "Chosen":
+    """The rows that are made by keys.
 
     Args:
+      runs: the runs.
       by: keys of `known_keys`, separated by commas. "method" is the method with its companions. Tables are by
         model and data set and rows by sparsity in any case.
-
-    Returns:
-      the names, and notes for the reader.
 
     Raises:
       ValueError: if no run has a key, naming the close ones.
@@ -71,14 +72,63 @@ def chosen(runs: Sequence[Run], by: str) -> tuple[list[str], list[str]]:
     keys = [key for key in dict.fromkeys(keys) if key not in ALWAYS]
     words = dict(zip(keys, short(keys)))
     names = [" ".join(_part(run, key, words[key]) for key in keys) or "all runs" for run in runs]
-    return names, _averaged(runs, names, keys)
+    return Chosen(keys, names, _averaged(runs, names, keys))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows by keys.
+
+    Attributes:
+      keys: the keys, less those by which tables and rows are apart in any case.
+      names: for every run the name of its row.
+      notes: what a reader has to know: what is averaged over.
+    """
+
+    keys: list[str]
+    names: list[str]
+    notes: list[str]
+
+    @property
+    def told(self) -> dict[str, list[str]]:
+        """Name of a row -> the keys that it holds."""
+        return dict.fromkeys(self.names, self.keys)
+
+
+def mixed(members: Sequence[Run], by: Sequence[str]) -> dict[str, list[str]]:
+    """What differs between the runs of a row at one sparsity besides the seed: key -> values."""
+    at: dict[float | None, list[Run]] = {}
+    for run in members:
+        at.setdefault(round(run.target, 9) if run.rounds else None, []).append(run)
+    out: dict[str, list[str]] = {}
+    for there in at.values():
+        for key, values in _within(there).items():
+            if key not in by:
+                out[key] = list(dict.fromkeys([*out.get(key, ()), *values]))
+    return out
+
+
+def mates(
+    rows: Mapping[str, Sequence[Run]], keys: Sequence[str], by: Sequence[str]
+) -> dict[str, dict[str, set[str]]]:
+    """What rows hold of settings that are not compared otherwise: key -> row -> values."""
+    asked = [key for key in dict.fromkeys(("method", "companion", *UNJUDGED, *keys)) if key not in by]
+    if "method" in by:
+        asked = [key for key in asked if key != "companion"]
+    asked = [key for key in asked if not key.startswith(JUDGED)]
+    return {
+        key: {name: {_text(run, key) for run in members} for name, members in rows.items()} for key in asked
+    }
 
 
 def _part(run: Run, key: str, word: str) -> str:
     if key == "method":
-        return "+".join(filter(None, (run.identity["method"], run.identity.get("companion"))))
+        return method(run)
     found = value(run, key)
-    text = "unknown" if found is None else canonical(found)
+    absent = (
+        "unknown" if run.configuration is None else "none"
+    )  # such as the mode of a companion it is without
+    text = absent if found is None else canonical(found)
     return text if key in BARE else f"{word}={text}"
 
 
@@ -86,37 +136,45 @@ def _averaged(runs: Sequence[Run], names: Sequence[str], by: Sequence[str]) -> l
     """Notes on what differs within the rows besides the seed."""
     rows: dict[tuple, list[Run]] = {}
     for run, name in zip(runs, names):
-        target = round(run.target, 9) if run.rounds else None
-        rows.setdefault((run.identity["model"], run.identity["dataset"], name, target), []).append(run)
+        rows.setdefault((run.identity["model"], run.identity["dataset"], name), []).append(run)
     values: dict[str, dict[str, None]] = {}
     for members in rows.values():
-        for key, read in _within(members).items():
-            if key not in by:
-                values.setdefault(key, {}).update(dict.fromkeys(read))
-    out = [
-        "rows by " + (", ".join([*by, "sparsity"])) + "; n counts runs, and std and intervals are over runs"
-    ]
+        for key, read in mixed(members, by).items():
+            values.setdefault(key, {}).update(dict.fromkeys(read))
+    out = [f"rows by {', '.join([*by, 'sparsity'])}; n counts runs, std is over runs"]
     if values:
         texts = [f"{key} ({_few(list(there))})" for key, there in values.items()]
+        out[0] += ", +-95 % is over the means of seeds, as runs of one seed are no independent ones"
         out.append(f"averaged over {', '.join(texts)}, and seeds")
     return out
 
 
 def _within(members: Sequence[Run]) -> Mapping[str, list[str]]:
-    """Keys in which runs differ, other than with their seeds -> the values."""
+    """Keys in which runs differ, other than with their seeds -> the values.
+
+    Options in which only runs of different settings differ go with these and are not named.
+    """
+    settings = ("method", "companion", *SETTINGS)
     out = {}
-    for key in ("method", "companion", *SETTINGS):
-        there = list(dict.fromkeys(str(run.identity.get(key) or "none") for run in members))
+    for key in settings:
+        there = list(dict.fromkeys(_text(run, key) for run in members))
         if len(there) > 1:
             out[key] = there
     kinds: dict[tuple, list[Run]] = {}
     for run in members:
-        kinds.setdefault(tuple(str(run.identity.get(key)) for key in ("method", "companion")), []).append(run)
+        kinds.setdefault(tuple(_text(run, key) for key in settings), []).append(run)
     for kind in kinds.values():
         for key in differing(kind):
             there = out.setdefault(key, [])
-            there += [text for run in kind if (text := str(value(run, key))) not in there]
+            there += [text for run in kind if (text := _text(run, key)) not in there]
     return out
+
+
+def _text(run: Run, key: str) -> str:
+    """A setting or an option as text."""
+    if key in ("method", "companion", *SETTINGS):
+        return str(run.identity.get(key) or "none")
+    return value_of(run, key)
 
 
 def _few(values: Sequence[str]) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from prunebench.report.axes import priced
 from prunebench.report.choose import chosen, where
-from prunebench.report.fairness import Verdict, contract, verdicts
-from prunebench.report.group import labels
+from prunebench.report.fairness import Verdict, contract, lines, verdicts
+from prunebench.report.label import labelled
 from prunebench.report.options import check_options, parser
 from prunebench.report.parts import Part, ends, measured, oracle, pareto_front, rates, shares
 from prunebench.report.read import Found, Run, load
@@ -57,9 +57,12 @@ def report(options: argparse.Namespace, command: str) -> int:
         raise ValueError(f"{' '.join(options.directories)}: no runs{_left_out(found)}")
     runs = where(found.runs, options.where)
     width = shutil.get_terminal_size((120, 24)).columns
-    names, rows_by = (labels(runs), []) if options.by is None else chosen(runs, options.by)
-    made, judged = parts(runs, names, options, width=width), verdicts(runs, names)
-    remarks = [*rows_by, *(line for one in judged for line in one.lines), *contract(runs, names)]
+    rows_by = None if options.by is None else chosen(runs, options.by)
+    labels = labelled(runs) if rows_by is None else None
+    names = [label.text for label in labels] if rows_by is None else rows_by.names
+    made = parts(runs, names, options, width=width)
+    judged = verdicts(runs, names, rows_by, labels=labels)
+    remarks = [*(rows_by.notes if rows_by else ()), *lines(judged), *contract(runs, names)]
     first = "report" if options.remaining is None else "remaining"
     main = next(part for part in made if part.name == first)
     main.notes.extend(remarks)

@@ -2,41 +2,22 @@
 
 What has to be equal follows the reporting rules of ShrinkBench (arXiv 2003.03033, section 6): dense control,
 data, augmentation, optimizer and schedule, choice of the final network, cost of training, and seeds. An
-option that stands in the labels of all rows is what they are compared by; any other difference is a finding,
-and so is a difference in cost or dense control, whatever it comes from.
+option that stands in the labels is what rows are compared by; any other difference is a finding, and so is a
+difference in cost or dense control, whatever it comes from, and so are rows that hold more than the seeds of
+one configuration.
 """
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from prunebench.report.label import SETTINGS, differs, value_of
+from prunebench.report import unequal
+from prunebench.report.choose import Chosen, mates, mixed
+from prunebench.report.label import Label, labelled, method, short, value_of
 from prunebench.report.read import Run
-from prunebench.report.table import count, percent, ratio
+from prunebench.report.unequal import ASPECTS, Finding, Rows, Told, folded
 
-ASPECTS: Mapping[str, tuple[str, ...]] = {
-    "augmentation": ("dataset.pad", "dataset.flip"),
-    "data": ("dataset.",),
-    "network": ("model.",),
-    "optimizer": ("optimizer.", "trainer.batch_size", "trainer.decay", "trainer.label_smoothing"),
-    "schedule": ("schedule.",),
-    "selection": ("protocol.keep", "protocol.patience"),
-}
-"""What options decide -> the options, or how their keys begin; the first aspect that has a key counts."""
-
-EQUAL_COST = 0.01  # relative: costs of training as near as this count as equal
 POINTS = 5  # operating points that ShrinkBench asks for
-NAMED = 2  # rows that are named one by one,
-LONG = 40  # if their names together have no more characters
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something in which the rows of a table differ although they are not compared by it."""
-
-    aspect: str
-    text: str
+PANELS = 3  # models and data sets whose findings are given one by one
 
 
 @dataclass(frozen=True)
@@ -45,8 +26,8 @@ class Verdict:
 
     Attributes:
       where: "model on data set".
-      rows: labels that are compared, at least 2.
-      by: the words of their labels that differ, "method", "schedule", "lr", ...
+      rows: labels that are compared; 1 only for a row that the reader has put together.
+      by: what their labels differ in, "method", "schedule", "lr", ...
       findings: empty for a fair comparison.
       unrecorded: runs without a config.yaml, whose options are not known.
     """
@@ -60,18 +41,42 @@ class Verdict:
     @property
     def lines(self) -> list[str]:
         """The verdict for a reader: a line in all, and one for each finding."""
-        head = f"fair? {self.where}: {self.rows} rows, compared by {', '.join(self.by) or 'sparsity'}"
-        if self.unrecorded:
-            known = "run has" if self.unrecorded == 1 else "runs have"
-            head += f"; {self.unrecorded} {known} no config.yaml, options not recorded"
+        rows = "1 row" if self.rows == 1 else f"{self.rows} rows, compared by {self.compared}"
+        head = f"fair? {self.where}: {rows}"
         if self.findings:
             return [f"{head}; not equal:", *(f"- {one.aspect}: {one.text}" for one in self.findings)]
         equal = [*ASPECTS, "dense control", "training cost", "seeds"]
         return [f"{head}; equal: {', '.join(equal)}"]
 
+    @property
+    def compared(self) -> str:
+        """What the rows are compared by, and what is not known of them."""
+        text = ", ".join(self.by) or "sparsity"
+        if self.unrecorded:
+            known = "run has" if self.unrecorded == 1 else "runs have"
+            text += f"; {self.unrecorded} {known} no config.yaml, options not recorded"
+        return text
 
-def verdicts(runs: Sequence[Run], names: Sequence[str]) -> list[Verdict]:
-    """A verdict for every model and data set with two or more labels among the finished runs."""
+
+def verdicts(
+    runs: Sequence[Run],
+    names: Sequence[str],
+    chosen: Chosen | None = None,
+    *,
+    labels: Sequence[Label] | None = None,
+) -> list[Verdict]:
+    """A verdict for every model and data set with two or more labels among the finished runs.
+
+    Args:
+      runs: finished and partial runs.
+      names: the label of each run, see `group.labels`, or of `chosen`.
+      chosen: if the reader has put the runs into rows. These may hold several configurations, which is a
+        finding, and there is a verdict on a single row that does.
+      labels: of the runs, if they are known and the reader has not chosen.
+    """
+    labels = [] if chosen is not None else labels or labelled(runs)
+    told: Told = {label.text: label.keys for label in labels} if chosen is None else chosen.told
+    along = dict.fromkeys(key for label in labels for key in label.along)
     panels: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run, name in zip(runs, names):
         if run.status == "done":
@@ -79,11 +84,40 @@ def verdicts(runs: Sequence[Run], names: Sequence[str]) -> list[Verdict]:
             panels.setdefault(place, {}).setdefault(name, []).append(run)
     out = []
     for (model, dataset), rows in sorted(panels.items()):
-        if len(rows) > 1:
-            findings = [*_options(rows), *_controls(rows), *_costs(rows), *_seeds(rows)]
+        findings: list[Finding] = []
+        if chosen is not None:
+            within = {name: mixed(members, chosen.keys) for name, members in rows.items()}
+            findings = [*_mixed(within), *_unbalanced(rows, within, chosen.keys)]
+        if len(rows) > 1 or findings:
+            short_rows, short_told = _shortened(rows, told)
+            if len(rows) > 1:
+                findings += unequal.options(short_rows, short_told)
+                findings += [*unequal.controls(short_rows), *unequal.costs(short_rows)]
+                findings += unequal.seeds(short_rows)
+            findings += unequal.within(short_rows) if chosen is None else []
             unrecorded = sum(run.configuration is None for members in rows.values() for run in members)
-            out.append(Verdict(f"{model} on {dataset}", len(rows), _words(rows), findings, unrecorded))
+            by = _by(rows, told, along)
+            out.append(Verdict(f"{model} on {dataset}", len(rows), by, findings, unrecorded))
     return out
+
+
+def lines(judged: Sequence[Verdict]) -> list[str]:
+    """The verdicts for a reader, few lines for many: fair comparisons in one, further unfair ones in one."""
+    unfair = [one for one in judged if one.findings]
+    fair = [one for one in judged if not one.findings]
+    out = [line for one in unfair[:PANELS] for line in one.lines]
+    if more := unfair[PANELS:]:
+        aspects = dict.fromkeys(found.aspect for one in more for found in one.findings)
+        out.append(f"fair? on {len(more)} more models and data sets not equal: {', '.join(aspects)}")
+    if len(fair) < 3:
+        return out + [line for one in fair for line in one.lines]
+    equal = fair[0].lines[0].partition("; equal: ")[2]
+    places = f"{', '.join(one.where for one in fair[:PANELS])}" + (
+        f" and {len(fair) - PANELS} more" if len(fair) > PANELS else ""
+    )
+    unrecorded = sum(one.unrecorded for one in fair)
+    unknown = f"; {unrecorded} runs have no config.yaml, options not recorded" if unrecorded else ""
+    return [*out, f"fair? {places}{unknown}; equal: {equal}"]
 
 
 def contract(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
@@ -97,15 +131,23 @@ def contract(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     if len(points) < 2:
         return []
     out = []
-    few = {f"{len(there)}": [] for there in points.values() if len(there) < POINTS}
+    few: dict[str, list[str]] = {}
     for name, there in points.items():
         if len(there) < POINTS:
-            few[f"{len(there)}"].append(name)
+            few.setdefault(f"{len(there)}", []).append(name)
     if few:
-        out.append(f"fewer than {POINTS} operating points: {_folded(few)}")
+        out.append(f"fewer than {POINTS} operating points: {folded(few)}")
+    last = [run.rounds[-1] for run, _ in finished]
+    for what, known in (("top-5", [row["test"].get("top5") for row in last]), ("speed-up", _speeds(last))):
+        if lost := sum(value is None for value in known):
+            out.append(f"no {what} in {lost} of {len(last)} runs")
     if not any(_is_random(run) for run, _ in finished):
-        out.append("no random control (criterion=random, or protocol.control=random_layerwise)")
-    return [f"ShrinkBench (arXiv 2003.03033) asks for more: {'; '.join(out)}"] if out else []
+        out.append("no random control (criterion=random)")
+    return [f"ShrinkBench (2003.03033) asks for more: {'; '.join(out)}"] if out else []
+
+
+def _speeds(rows: Sequence[Mapping]) -> list[float | None]:
+    return [row.get("speedup") for row in rows]
 
 
 def _is_random(run: Run) -> bool:
@@ -113,152 +155,58 @@ def _is_random(run: Run) -> bool:
     return run.identity.get("criterion") == "random" or control.startswith("random")
 
 
-def _options(rows: Mapping[str, Sequence[Run]]) -> Iterable[Finding]:
-    """Options that differ between rows and are not in the labels."""
-    runs = [run for members in rows.values() for run in members if run.configuration is not None]
-    distinct = {id(run.configuration): run for run in runs}
-    keys = dict.fromkeys(key for run in distinct.values() for key in run.configuration)
-    chosen = {group for group in ("optimizer", "schedule") if _several(rows, f"{group}._target_", distinct)}
-    for group in sorted(chosen):
-        if not _in_labels(rows, group):
-            yield Finding(group, _folded(_by_value(rows, lambda run, group=group: run.identity.get(group))))
-    for key in keys:
-        aspect = next((a for a, starts in ASPECTS.items() if key.startswith(starts)), None)
-        if aspect is None or key.partition(".")[0] in chosen or not _several(rows, key, distinct):
-            continue
-        if differs(runs, key) and not _in_labels(rows, key):
-            yield Finding(
-                aspect, f"{key} {_folded(_by_value(rows, lambda run, key=key: value_of(run, key)))}"
-            )
+def _mixed(within: Mapping[str, Mapping[str, Sequence[str]]]) -> list[Finding]:
+    """Rows that are no seeds of one configuration; the first of findings: their mean is of no one thing."""
+    texts: dict[str, list[str]] = {}
+    for name, values in within.items():
+        if values:
+            texts.setdefault(", ".join(values), []).append(name)
+    return [Finding("within a row", f"not one configuration: {folded(texts)}")] if texts else []
 
 
-def _several(rows: Mapping[str, Sequence[Run]], key: str, distinct: Mapping[int, Run]) -> bool:
-    return len({value_of(run, key) for run in distinct.values()}) > 1
-
-
-def _controls(rows: Mapping[str, Sequence[Run]]) -> Iterable[Finding]:
-    """Dense controls that are not the same for one seed, or that are missing."""
-    found = {name: _dense(members) for name, members in rows.items()}
-    known = {name: dense for name, dense in found.items() if dense}
-    seeds = {seed: {dense[seed] for dense in known.values() if seed in dense} for seed in _all_seeds(rows)}
-    if len(known) == len(found) and all(len(values) < 2 for values in seeds.values()):
-        return
-    texts = {}
-    for name, dense in found.items():
-        # rows with the same networks have the same text, and so has a row on fewer seeds
-        same = next((n for n in known if dense and dense.items() <= known[n].items()), name)
-        mean = statistics.fmean(known[same].values()) if same in known else None
-        texts.setdefault("none" if mean is None else f"{percent(mean)} %", []).append(name)
-    yield Finding("dense control", _folded(texts))
-
-
-def _dense(members: Iterable[Run]) -> dict[Any, float]:
-    """Seed -> mean test top-1 of the dense controls."""
-    values: dict[Any, list[float]] = {}
-    for run in members:
-        own = run.rounds[-1]["test"] if run.identity["method"] == "dense" else run.dense
-        if own and own.get("top1") is not None:
-            values.setdefault(run.identity["seed"], []).append(own["top1"])
-    return {seed: statistics.fmean(there) for seed, there in values.items()}
-
-
-def _costs(rows: Mapping[str, Sequence[Run]]) -> Iterable[Finding]:
-    """Training images or multiply-adds that differ between rows of the same sparsity."""
-    at: dict[float, dict[str, list[Run]]] = {}
-    for name, members in rows.items():
-        for run in members:
-            at.setdefault(round(run.target, 9), {}).setdefault(name, []).append(run)
-    shared = {target: there for target, there in at.items() if len(there) > 1}
-    if not shared:
-        yield Finding("training cost", "cannot be compared, no two rows end at the same sparsity")
-        return
+def _unbalanced(
+    rows: Rows, within: Mapping[str, Mapping[str, Sequence[str]]], by: Sequence[str]
+) -> list[Finding]:
+    """What rows are averaged over that is not the same in each: a difference of means may come from it."""
+    keys = dict.fromkeys(key for values in within.values() for key in values)
     texts = []
-    for what, key in (("images", "cost.samples"), ("MACs", "cost.train_macs")):
-        worst, places = None, 0
-        for target, there in sorted(shared.items()):
-            means = {name: _mean(run.totals.get(key) for run in members) for name, members in there.items()}
-            if None in means.values():
-                worst, places = f"{what} not recorded in every run", 0
-                break
-            low, high = min(means, key=means.get), max(means, key=means.get)
-            factor = means[high] / max(means[low], 1)
-            if factor <= 1 + EQUAL_COST:
-                continue
-            places += 1
-            if worst is None or factor > worst[0]:
-                between = f"{count(means[low])} ({low}) to {count(means[high])} ({high})"
-                worst = factor, f"{what} {between}, {ratio(factor)}, at {percent(target)} % sparsity"
-        if worst is not None:
-            more = f" and less at {places - 1} more" if places > 1 else ""
-            texts.append(worst if isinstance(worst, str) else worst[1] + more)
-    if texts:
-        yield Finding("training cost", "; ".join(texts))
+    for key, values in mates(rows, [*keys], by).items():
+        if len(set(map(frozenset, values.values()))) > 1:
+            texts.append(f"{key} {folded(unequal.rows_by_value(rows, values))}")
+    return [Finding("averaged over", "; ".join(texts))] if texts else []
 
 
-def _seeds(rows: Mapping[str, Sequence[Run]]) -> Iterable[Finding]:
-    """Seeds that are not the same in every row and at every sparsity."""
-    by: dict[tuple[str, float], set] = {}
-    for name, members in rows.items():
-        for run in members:
-            by.setdefault((name, round(run.target, 9)), set()).add(run.identity["seed"])
-    sets: dict[str, list[str]] = {}
-    for (name, _), seeds in by.items():
-        sets.setdefault(",".join(map(str, sorted(seeds, key=str))), []).append(name)
-    if len(sets) > 1:
-        yield Finding("seeds", _folded({text: list(dict.fromkeys(names)) for text, names in sets.items()}))
+def _shortened(rows: Rows, told: Told) -> tuple[Rows, Told]:
+    """Rows under their labels less the words that all labels have, where something is left of all."""
+    common = set.intersection(*(set(name.split()) for name in rows))
+    less = {name: " ".join(word for word in name.split() if word not in common) or name for name in rows}
+    if len(set(less.values())) < len(rows):
+        return rows, told
+    return {less[n]: members for n, members in rows.items()}, {less[n]: told.get(n, ()) for n in rows}
 
 
-def _all_seeds(rows: Mapping[str, Sequence[Run]]) -> set:
-    return {run.identity["seed"] for members in rows.values() for run in members}
-
-
-def _by_value(rows: Mapping[str, Sequence[Run]], read: Callable[[Run], Any]) -> dict[str, list[str]]:
-    """Values as text -> the rows that have them; of a row with several, all of them."""
-    out: dict[str, list[str]] = {}
-    for name, members in rows.items():
-        values = dict.fromkeys(str(read(run)) for run in members)
-        out.setdefault(" and ".join(values), []).append(name)
+def _by(rows: Rows, told: Told, along: Sequence[str]) -> list[str]:
+    """What the labels of the rows differ in, with the options that go along."""
+    runs = {name: members[0] for name, members in rows.items()}
+    keys = []
+    for key in dict.fromkeys(key for name in rows for key in told.get(name, ())):
+        known = {str(run.identity.get(key, value_of(run, key))) for run in runs.values()}
+        if len(known) > 1 and key != "method":
+            keys.append(key)
+    methods = {method(run) for run in runs.values()}
+    says_method = any("method" in told.get(name, ()) for name in rows) or not told
+    out = ["method"] if len(methods) > 1 and (says_method or _starts(rows, methods)) else []
+    out += [key if "." not in key else word for key, word in zip(keys, short(keys))]
+    beside = [key for key in along if key not in keys and _differ(runs.values(), key)]
+    if out and beside:
+        out[-1] += f" (with it {', '.join(beside)})"
     return out
 
 
-def _in_labels(rows: Mapping[str, Sequence[Run]], key: str) -> bool:
-    """Whether every row says its value of an option in its label."""
-    word = key.rpartition(".")[2]
-    for name, members in rows.items():
-        told = name.split()
-        for run in members:
-            value = str(run.identity.get(key)) if key in SETTINGS else value_of(run, key)
-            if value not in told and not any(part.endswith(f"{word}={value}") for part in told):
-                return False
-    return True
+def _starts(rows: Rows, methods: set[str]) -> bool:
+    """Whether the labels begin with the methods."""
+    return all(name.split()[0] in methods for name in rows)
 
 
-def _words(rows: Mapping[str, Sequence[Run]]) -> list[str]:
-    """What the labels differ in."""
-    firsts = {name.split()[0] for name in rows}
-    out = ["method"] if len(firsts) > 1 else []
-    for key in ("criterion", "protocol", "schedule"):
-        told = [{str(run.identity.get(key)) for run in rows[name]} & set(name.split()) for name in rows]
-        out += [key] if len(set().union(*told)) > 1 else []
-    pairs = [part.partition("=") for name in rows for part in name.split()[1:] if "=" in part]
-    values: dict[str, set[str]] = {}
-    for word, _, value in pairs:
-        values.setdefault(word, set()).add(value)
-    having = {word: sum(f" {word}=" in name for name in rows) for word in values}
-    return [*out, *(word for word in values if len(values[word]) > 1 or having[word] < len(rows))]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else statistics.fmean(known)
-
-
-def _folded(by_value: Mapping[str, Sequence[str]]) -> str:
-    """Values with the rows that have them: "0.1 (imp), 0.03 (4 rows)"."""
-    parts = []
-    for value, names in by_value.items():
-        who = ", ".join(names)
-        if len(names) > NAMED or (len(names) > 1 and len(who) > LONG):
-            who = f"{len(names)} rows"
-        parts.append(f"{value} ({who})")
-    return ", ".join(parts)
+def _differ(runs: Sequence[Run], key: str) -> bool:
+    return len({value_of(run, key) for run in runs}) > 1

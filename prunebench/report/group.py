@@ -48,8 +48,8 @@ def summarise(runs: Sequence[Run], names: Sequence[str], metric: str, *, rounds:
       "sparsity", "value" (the metric after retraining), "pruned" (the metric right after pruning), "change"
       (to the run's own dense control), "top5" (beside top1), "params", "compression", "macs", "speedup",
       "train_macs" (multiply-adds of all training so far), "seconds" (of all phases so far); "std" and
-      "change_std" are sample standard deviations and "reach" half the 95 % t-interval, None for n = 1;
-      "values" is seed -> value; "partial" counts partial runs.
+      "change_std" are sample standard deviations over runs and "reach" half the 95 % t-interval over the
+      means of seeds, None for one seed; "values" is seed -> value; "partial" counts partial runs.
     """
     groups: dict[tuple, list[tuple[Run, int]]] = defaultdict(list)
     for run, name in zip(runs, names):
@@ -114,7 +114,9 @@ def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
     rows = [run.rounds[place] for run, place in members]
     values = [reading(row, metric) for row in rows]
     value, std = mean_std(values)
-    between = interval([known for known in values if known is not None])
+    by_seed = _by_seed((run.identity["seed"], known) for (run, _), known in zip(members, values))
+    # Runs that share a seed share weights and batches, they are no independent values.
+    between = interval(list(by_seed.values()))
     delta, delta_std = mean_std(change(run, place, metric) for run, place in members)
     out = {
         "method": name,
@@ -126,7 +128,7 @@ def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
     }
     out |= {"value": value, "std": std, "change": delta, "change_std": delta_std}
     out["reach"] = (between[1] - between[0]) / 2 if between else None
-    out["values"] = _by_seed((run.identity["seed"], known) for (run, _), known in zip(members, values))
+    out["values"] = by_seed
     split, name_of = parts(metric)
     out["top5"] = _mean(reading(row, f"{split}/top5") for row in rows) if name_of == "top1" else None
     out["pruned"] = _mean(reading(row, f"pruned/{parts(metric)[1]}") for row in rows)
