@@ -16,7 +16,7 @@ from prunebench.report.group import repeated, summarise
 from prunebench.report.metric import parts as metric_parts
 from prunebench.report.metric_pictures import diagnostics_png, layers_png
 from prunebench.report.oracle_picture import oracle_png
-from prunebench.report.published import published, remarks
+from prunebench.report.published import beside, published, remarks
 from prunebench.report.rates import learning_rates, lr_png
 from prunebench.report.read import Run
 from prunebench.report.remaining import baselines, remaining
@@ -79,6 +79,9 @@ def ends(
     if baseline is not None:
         rows = against(rows, baseline, test=test)
         notes += render.notes_on_differences(rows, baseline, test)
+    if metric_parts(metric) == ("test", "top1"):
+        rows, footnotes = beside(rows, runs, names)
+        notes += footnotes
     if priceless := sum(AXES[over].at(row) is None for row in rows):
         which = "row is" if priceless == 1 else "rows are"
         notes.append(f"{priceless} {which} not in report.png, {over} is not known of them")

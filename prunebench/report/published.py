@@ -15,6 +15,7 @@ from typing import Any
 from prunebench.report.configuration import canonical
 from prunebench.report.read import Run
 from prunebench.report.remaining import TOLERANCE, Panel, Share
+from prunebench.report.table import percent
 
 NAMED = 4  # settings that are named where a paper's differ
 
@@ -71,12 +72,43 @@ def published(panels: Sequence[Panel]) -> Published:
     """The entries with a number for a column of their table whose settings all runs of a row have."""
     out = {}
     for panel in panels:
-        candidates = [e for e in _of(panel) if any(nearest([e], share) is not None for share in panel.shares)]
+        candidates = [
+            e
+            for e in _of(panel.model, panel.dataset)
+            if any(nearest([e], share) is not None for share in panel.shares)
+        ]
         for row in panel.rows:
             met = [e for e in candidates if not any(e.differing(run) for run in row.runs)]
             if met:
                 out[panel.model, panel.dataset, row.label] = met
     return out
+
+
+def beside(
+    rows: Sequence[Mapping], runs: Sequence[Run], names: Sequence[str]
+) -> tuple[list[dict], list[str]]:
+    """Rows of `group.summarise` with "published" and "minus_published" where there is one, and footnotes.
+
+    The number is that nearest in weights remaining to what the row reached; "published_shown" has its mark.
+    """
+    members: dict[tuple, list[Run]] = {}
+    for run, name in zip(runs, names):
+        if run.status == "done":
+            members.setdefault((run.identity["model"], run.identity["dataset"], name), []).append(run)
+    out, footnotes = [dict(row) for row in rows], {}
+    for row in out:
+        place = (row["model"], row["dataset"])
+        left = 1 - row["sparsity"]
+        share = Share(left, left * (1 - TOLERANCE), left * (1 + TOLERANCE))
+        near = [e for e in _of(*place) if nearest([e], share) is not None] if not row["partial"] else []
+        met = [e for e in near if not any(e.differing(run) for run in members[*place, row["method"]])]
+        value = nearest(met, share)
+        if value is not None and row["value"] is not None:
+            whose = next(e for e in met if nearest([e], share) == value).footnote
+            mark = footnotes.setdefault(whose, f"[{len(footnotes) + 1}]")
+            row |= {"published": value, "minus_published": row["value"] - value, "published_by": whose}
+            row["published_shown"] = f"{percent(value)} {mark}"
+    return out, [f"{mark} published: {whose}" for whose, mark in footnotes.items()]
 
 
 def nearest(entries: Sequence[Entry], share: Share) -> float | None:
@@ -91,8 +123,9 @@ def remarks(panels: Sequence[Panel], shown: Published) -> list[str]:
     """Footnotes of what is shown, and a line about what is not: of other settings, or known to nobody."""
     out = [f"{mark} published: {footnote}" for footnote, mark in marks(shown).items()]
     for panel in panels:
-        if _of(panel) and not any(key[:2] == (panel.model, panel.dataset) for key in shown):
-            pairs = [(e.differing(row.runs[0]), row.label, e) for row in panel.rows for e in _of(panel)]
+        candidates = _of(panel.model, panel.dataset)
+        if candidates and not any(key[:2] == (panel.model, panel.dataset) for key in shown):
+            pairs = [(e.differing(row.runs[0]), row.label, e) for row in panel.rows for e in candidates]
             missing, label, entry = min(pairs, key=lambda pair: len(pair[0]))
             if missing:
                 more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
@@ -117,9 +150,10 @@ def marks(shown: Published) -> dict[str, str]:
     return {footnote: f"[{i}]" for i, footnote in enumerate(footnotes, start=1)}
 
 
-def _of(panel: Panel) -> list[Entry]:
-    """Entries of the panel's model and data set."""
-    return [e for e in entries() if panel.model in e.where["model"] and panel.dataset in e.where["dataset"]]
+@cache
+def _of(model: str, dataset: str) -> tuple[Entry, ...]:
+    """Entries of a model and data set."""
+    return tuple(e for e in entries() if model in e.where["model"] and dataset in e.where["dataset"])
 
 
 def _has(run: Run, key: str, texts: Iterable[str]) -> bool:

@@ -38,6 +38,8 @@ def columns(metric: str) -> list[Column]:
         Column("difference", "mean", signed, MINUS),
         Column("difference_between", "95 %", between, MINUS, rank=1),
         Column("p_holm", "p", p_text, MINUS, rank=1),
+        Column("published_shown", "top-1", group="published", rank=1),
+        Column("minus_published", "ours -", signed, "published", rank=1),
         Column("params", "params", count, rank=9),
         Column("compression", "compr.", ratio, rank=4),
         Column("macs", "MACs", count, rank=10),
@@ -140,7 +142,7 @@ def sheets(rows: Sequence[dict], runs: Sequence[Run], metric: str) -> list[Sheet
 
 def write_summary(path: Path, rows: Sequence[dict], metric: str) -> None:
     """The table unrounded: one row per row of it, fractions as fractions, and what was averaged."""
-    left_out = ("values", "difference_between")
+    left_out = ("values", "difference_between", "published_shown")
     keys = dict.fromkeys(key for row in rows for key in row if key not in left_out)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["metric", *keys], extrasaction="ignore")

@@ -1,13 +1,17 @@
 """Published numbers: shown beside runs with the paper's settings, and beside no others."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from prunebench.describe import identify
 from prunebench.report import published as module
 from prunebench.report.published import entries
+from prunebench.report.read import load
+from tests.conformance import kit
 from tests.unit.test_report import a_round, put, run
 
 # Renda et al., learning-rate rewinding by the whole of training, as a user would configure it.
@@ -67,6 +71,35 @@ def test_the_difference_to_a_published_number_stands_below_it(tmp_path, capsys):
     dense = float(ours[1]) - 91.71
     assert minus[0] == ["minus", "published", "[1]", f"{dense:+.2f}", "-", "-"]
     assert len(minus) == 2 and minus[1][3:5] == ["-", "-"]
+
+
+def test_the_main_table_has_the_number_of_the_sparsity_reached_and_the_difference(tmp_path, capsys):
+    for seed in (0, 1):
+        a_run(tmp_path, f"{seed}", seed=seed)
+    _, out, _ = run(capsys, tmp_path, "--no-plot")
+    row = next(line.split() for line in out.splitlines() if line.startswith("lth"))
+    place = row.index("91.01")
+    assert row[place : place + 3] == ["91.01", "[1]", "-1.01"]  # ours is 90.00
+    assert "[1] published: Renda, Frankle, Carbin 2020" in out
+    with (tmp_path / "report_summary.csv").open() as file:
+        (summary,) = csv.DictReader(file)
+    assert float(summary["published"]) == 0.9101
+    assert float(summary["minus_published"]) == pytest.approx(0.9 - 0.9101)
+    assert "median of 3" in summary["published_by"]
+
+
+def test_the_main_table_has_no_published_column_where_a_setting_differs(tmp_path, capsys):
+    a_run(tmp_path, "a", seed=0)
+    a_run(tmp_path, "b", seed=1, config=False)
+    assert "published" not in run(capsys, tmp_path, "--no-plot")[1]
+    assert "published" not in run(capsys, tmp_path, "--no-plot", "--metric", "loss")[1]
+
+
+def test_shares_of_a_figure_that_counts_the_head_are_those_of_the_weights_that_are_pruned():
+    (lenet,) = [e for e in entries() if e.where["model"] == ("lenet300",)]
+    levels = {0.8**k: (0.8**k * 266_200 - 1000) / 265_200 for k in (4, 8, 9, 10, 11, 12, 13, 16, 20, 24)}
+    assert sorted(lenet.values)[:-1] == pytest.approx(sorted(levels.values()), rel=1e-3)
+    assert lenet.values[1.0] == pytest.approx(0.834)
 
 
 @pytest.mark.parametrize(
@@ -199,3 +232,23 @@ def test_every_option_that_is_asked_for_exists(group):
     }
     assert asked
     assert asked <= known
+
+
+@pytest.mark.parametrize(
+    ("typed", "paper", "share"),
+    [
+        (["experiment=renda_resnet20"], "Renda", 0.107),
+        (["experiment=lth_resnet20"], "Frankle, Carbin 2019", 0.271),
+        (["experiment=sparse_double_descent"], "He, Xie", 0.164612),
+        (["experiment=sparse_double_descent_resnet18"], "He, Xie", 0.01801),
+        (["experiment=sparse_double_descent_resnet18", "dataset=cifar100"], "He, Xie", 0.02815),
+    ],
+)
+def test_an_experiment_has_the_settings_of_its_paper(tmp_path, typed, paper, share):
+    tree = kit.plain_of(tuple(typed))
+    who = identify(tree, kit.choices_of(kit.composed(tuple(typed))), "x")
+    put(tmp_path, "run", ROUNDS, **{key: who[key] for key in who if key != "id"})
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(tree))
+    (found,) = load([str(tmp_path)]).runs
+    met = [e for e in entries() if not e.differing(found) and e.paper.startswith(paper)]
+    assert any(abs(there - share) <= 1e-4 * share + 1e-5 for e in met for there in e.values)
