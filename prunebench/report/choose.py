@@ -1,10 +1,11 @@
 """What the reader chooses: runs (`--where`), and in which rows they are put (`--by`)."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunebench.report.configuration import canonical
+from prunebench.report.configuration import canonical, every_option, matters
 from prunebench.report.group import close_ones
 from prunebench.report.label import BARE, SETTINGS, differing, method, short, value_of
 from prunebench.report.read import Run
@@ -12,6 +13,8 @@ from prunebench.report.read import Run
 ALWAYS = ("model", "dataset", "sparsity")  # these have tables and columns of their own
 UNJUDGED = ("criterion", "protocol", "sparsity.allocation", "sparsity.granularity")
 JUDGED = ("optimizer", "schedule", "retrain", "dataset.", "model.", "trainer.")  # see `unequal.ASPECTS`
+BETWEEN = re.compile(r",(?![^\[{]*[\]}])")  # commas that are not in a list
+NEARLY = 5e-5  # sparsities are equal that a table shows alike
 NAMED = 5  # values that are named one by one
 
 
@@ -19,16 +22,27 @@ def known_keys(runs: Sequence[Run]) -> list[str]:
     """What can be asked of the runs: what identity.json says, and every option of config.yaml."""
     distinct = {id(run.configuration): run.configuration or {} for run in runs}
     options = {key for configuration in distinct.values() for key in configuration}
-    return sorted({key for run in runs for key in run.identity} | {"status"} | options)
+    return sorted({key for run in runs for key in run.identity} | {"status", "sparsity"} | options)
 
 
 def value(run: Run, key: str) -> Any:
-    """The value of a key of `known_keys`; None where the run has none."""
+    """The value of a key of `known_keys`, or of an option such as trainer.device; None without one."""
     if key == "status":
         return run.status
+    if key == "sparsity":
+        return run.target if run.rounds else None
     if key in run.identity:
         return run.identity[key]
+    if not matters(key):
+        return every_option(run.directory).get(key)
     return (run.configuration or {}).get(key)
+
+
+def is_known(runs: Sequence[Run], key: str) -> bool:
+    """Whether a run has a key; options that cannot influence numbers are looked up in the files."""
+    if key in known_keys(runs):
+        return True
+    return "." in key and not matters(key) and any(value(run, key) is not None for run in runs)
 
 
 def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
@@ -42,11 +56,11 @@ def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
         key, equals, values = condition.partition("=")
         if not equals:
             raise ValueError(f"--where {condition}: must be key=value (directories stand before --where)")
-        known = known_keys(runs)
-        if key not in known:
-            raise ValueError(f"--where {condition}: no run has {key!r}{close_ones(key, known)}")
-        wanted = values.split(",")
-        met = [run for run in left if any(_equal(value(run, key), text) for text in wanted)]
+        if not is_known(runs, key):
+            raise ValueError(f"--where {condition}: no run has {key!r}{_close(key, runs)}")
+        wanted = BETWEEN.split(values)
+        nearly = NEARLY if key == "sparsity" else 0.0
+        met = [run for run in left if any(_equal(value(run, key), text, nearly) for text in wanted)]
         if left and not met:
             there = sorted({str(value(run, key)) for run in left})
             raise ValueError(f"--where {condition}: no run has this value{close_ones(values, there)}")
@@ -65,10 +79,10 @@ def chosen(runs: Sequence[Run], by: str) -> "Chosen":
     Raises:
       ValueError: if no run has a key, naming the close ones.
     """
-    keys, known = [key.strip() for key in by.split(",")], known_keys(runs)
+    keys = [key.strip() for key in by.split(",")]
     for key in keys:
-        if key not in known and key not in ALWAYS:
-            raise ValueError(f"--by {by}: no run has {key!r}{close_ones(key, known)}")
+        if key not in ALWAYS and not is_known(runs, key):
+            raise ValueError(f"--by {by}: no run has {key!r}{_close(key, runs)}")
     keys = [key for key in dict.fromkeys(keys) if key not in ALWAYS]
     words = dict(zip(keys, short(keys)))
     names = [" ".join(_part(run, key, words[key]) for key in keys) or "all runs" for run in runs]
@@ -119,6 +133,12 @@ def mates(
     return {
         key: {name: {_text(run, key) for run in members} for name, members in rows.items()} for key in asked
     }
+
+
+def _close(key: str, runs: Sequence[Run]) -> str:
+    """What a message about an unknown key ends with."""
+    more = every_option(runs[0].directory) if runs else {}
+    return close_ones(key, sorted({*known_keys(runs), *more}))
 
 
 def _part(run: Run, key: str, word: str) -> str:
@@ -182,10 +202,10 @@ def _few(values: Sequence[str]) -> str:
     return ", ".join(values[:NAMED]) + more
 
 
-def _equal(value: Any, text: str) -> bool:
+def _equal(value: Any, text: str, nearly: float) -> bool:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
-            return float(text) == value
+            return abs(float(text) - value) <= nearly
         except ValueError:
             return False
     return canonical(value) == canonical(text) or str(value).lower() == text.lower()

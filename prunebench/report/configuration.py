@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,18 @@ def _section(text: str) -> tuple[tuple[str, str], ...] | None:
 def _merged(sections: tuple[tuple[tuple[str, str], ...], ...]) -> Mapping[str, str]:
     """One mapping of all sections; runs of one configuration have it in common."""
     return {key: text for section in sections for key, text in section}
+
+
+@lru_cache(maxsize=1024)
+def every_option(directory: Path) -> Mapping[str, str]:
+    """All options of a run's config.yaml, also those that cannot influence its numbers; none if damaged."""
+    import yaml
+
+    try:
+        content = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return dict(_flat(content)) if isinstance(content, dict) else {}
 
 
 def is_download(dataset: Mapping[str, Any]) -> bool:

@@ -84,6 +84,73 @@ def verdicts(
             panels.setdefault(place, {}).setdefault(name, []).append(run)
     out = []
     for (model, dataset), rows in sorted(panels.items()):
+        findings = _findings(rows, told, chosen)
+        if len(rows) > 1 or findings:
+            unrecorded = sum(run.configuration is None for members in rows.values() for run in members)
+            by = _by(rows, told, along, methods=chosen is None or "method" in chosen.keys)
+            out.append(Verdict(f"{model} on {dataset}", len(rows), by, findings, unrecorded))
+    return out
+
+
+def _findings(rows: Rows, told: Told, chosen: Chosen | None) -> list[Finding]:
+    """Of each row by itself, then of all of them."""
+    if chosen is None:
+        out = [*unequal.within(rows)]
+    else:
+        mixtures = {name: mixed(members, chosen.keys) for name, members in rows.items()}
+        out = [*_mixed(mixtures), *_unbalanced(rows, mixtures, chosen.keys)]
+    if len(rows) > 1:
+        rows, told = _shortened(rows, told)
+        out += [*unequal.options(rows, told), *unequal.controls(rows), *unequal.costs(rows)]
+        out += unequal.seeds(rows) if chosen is None or "seed" not in chosen.keys else []
+    return out
+
+
+def lines(self) -> list[str]:
+        """The verdict for a reader: a line in all, and one for each finding."""
+        rows = "1 row" if self.rows == 1 else f"{self.rows} rows, compared by {self.compared}"
+        head = f"fair? {self.where}: {rows}"
+        if self.findings:
+            return [f"{head}; not equal:", *(f"- {one.aspect}: {one.text}" for one in self.findings)]
+        equal = [*ASPECTS, "dense control", "training cost", "seeds"]
+        return [f"{head}; equal: {', '.join(equal)}"]
+
+    @property
+    def compared(self) -> str:
+        """What the rows are compared by, and what is not known of them."""
+        text = ", ".join(self.by) or "sparsity"
+        if self.unrecorded:
+            known = "run has" if self.unrecorded == 1 else "runs have"
+            text += f"; {self.unrecorded} {known} no config.yaml, options not recorded"
+        return text
+
+
+def verdicts(
+    runs: Sequence[Run],
+    names: Sequence[str],
+    chosen: Chosen | None = None,
+    *,
+    labels: Sequence[Label] | None = None,
+) -> list[Verdict]:
+    """A verdict for every model and data set with two or more labels among the finished runs.
+
+    Args:
+      runs: finished and partial runs.
+      names: the label of each run, see `group.labels`, or of `chosen`.
+      chosen: if the reader has put the runs into rows. These may hold several configurations, which is a
+        finding, and there is a verdict on a single row that does.
+      labels: of the runs, if they are known and the reader has not chosen.
+    """
+    labels = [] if chosen is not None else labels or labelled(runs)
+    told: Told = {label.text: label.keys for label in labels} if chosen is None else chosen.told
+    along = dict.fromkeys(key for label in labels for key in label.along)
+    panels: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    for run, name in zip(runs, names):
+        if run.status == "done":
+            place = (run.identity["model"], run.identity["dataset"])
+            panels.setdefault(place, {}).setdefault(name, []).append(run)
+    out = []
+    for (model, dataset), rows in sorted(panels.items()):
         findings: list[Finding] = []
         if chosen is not None:
             within = {name: mixed(members, chosen.keys) for name, members in rows.items()}
@@ -93,7 +160,7 @@ def verdicts(
             if len(rows) > 1:
                 findings += unequal.options(short_rows, short_told)
                 findings += [*unequal.controls(short_rows), *unequal.costs(short_rows)]
-                findings += unequal.seeds(short_rows)
+                findings += unequal.seeds(short_rows) if "seed" not in (chosen.keys if chosen else ()) else []
             findings += unequal.within(short_rows) if chosen is None else []
             unrecorded = sum(run.configuration is None for members in rows.values() for run in members)
             by = _by(rows, told, along)
@@ -171,7 +238,7 @@ def _unbalanced(
     keys = dict.fromkeys(key for values in within.values() for key in values)
     texts = []
     for key, values in mates(rows, [*keys], by).items():
-        if len(set(map(frozenset, values.values()))) > 1:
+        if unequal.unlike(values):
             texts.append(f"{key} {folded(unequal.rows_by_value(rows, values))}")
     return [Finding("averaged over", "; ".join(texts))] if texts else []
 
@@ -185,27 +252,24 @@ def _shortened(rows: Rows, told: Told) -> tuple[Rows, Told]:
     return {less[n]: members for n, members in rows.items()}, {less[n]: told.get(n, ()) for n in rows}
 
 
-def _by(rows: Rows, told: Told, along: Sequence[str]) -> list[str]:
-    """What the labels of the rows differ in, with the options that go along."""
-    runs = {name: members[0] for name, members in rows.items()}
-    keys = []
-    for key in dict.fromkeys(key for name in rows for key in told.get(name, ())):
-        known = {str(run.identity.get(key, value_of(run, key))) for run in runs.values()}
-        if len(known) > 1 and key != "method":
-            keys.append(key)
-    methods = {method(run) for run in runs.values()}
-    says_method = any("method" in told.get(name, ()) for name in rows) or not told
-    out = ["method"] if len(methods) > 1 and (says_method or _starts(rows, methods)) else []
+def _by(rows: Rows, told: Told, along: Sequence[str], *, methods: bool) -> list[str]:
+    """What the labels of the rows differ in, with the options that go along.
+
+    Args:
+      rows: the rows.
+      told: what their labels hold beside the method.
+      along: options that go along with others.
+      methods: whether the labels hold the method.
+    """
+    runs = [members[0] for members in rows.values()]
+    keys = [key for key in dict.fromkeys(key for name in rows for key in told.get(name, ())) if key != "method"]
+    keys = [key for key in keys if len({str(run.identity.get(key, value_of(run, key))) for run in runs}) > 1]
+    out = ["method"] if methods and len(set(map(method, runs))) > 1 else []
     out += [key if "." not in key else word for key, word in zip(keys, short(keys))]
-    beside = [key for key in along if key not in keys and _differ(runs.values(), key)]
+    beside = [key for key in along if key not in keys and _differ(runs, key)]
     if out and beside:
         out[-1] += f" (with it {', '.join(beside)})"
     return out
-
-
-def _starts(rows: Rows, methods: set[str]) -> bool:
-    """Whether the labels begin with the methods."""
-    return all(name.split()[0] in methods for name in rows)
 
 
 def _differ(runs: Sequence[Run], key: str) -> bool:

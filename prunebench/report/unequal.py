@@ -59,7 +59,7 @@ def options(rows: Rows, told: Told) -> Iterable[Finding]:
         if _several(_runs(part), f"{group}._target_"):
             chosen.add(group)
             values = {name: {str(run.identity.get(group)) for run in part[name]} for name in part}
-            if not _compared_by(group, values, told):
+            if unlike(values) and not _compared_by(group, values, told):
                 word = "retrain " if group == "retrain" else ""
                 texts.setdefault(aspect, []).append(word + folded(rows_by_value(part, values)))
     known = _runs(rows)
@@ -73,7 +73,7 @@ def options(rows: Rows, told: Told) -> Iterable[Finding]:
         if not _several(_runs(part), key) or not differs(_runs(part), key):
             continue
         values = {name: {value_of(run, key) for run in part[name]} for name in part}
-        if not _compared_by(key, values, told):
+        if unlike(values) and not _compared_by(key, values, told):
             texts.setdefault(aspect, []).append(f"{key} {folded(rows_by_value(part, values))}")
     for aspect, parts in texts.items():
         more = f"; and {len(parts) - OPTIONS} more options" if len(parts) > OPTIONS else ""
@@ -171,6 +171,11 @@ def within(rows: Rows) -> Iterable[Finding]:
     if texts:
         more = f" and {len(texts) - NAMED} more rows" if len(texts) > NAMED else ""
         yield Finding("within a row", "; ".join(texts[:NAMED]) + more)
+
+
+def unlike(values: Mapping[str, set[str]]) -> bool:
+    """Whether not every row has the same values."""
+    return len(set(map(frozenset, values.values()))) > 1
 
 
 def _compared_by(key: str, values: Mapping[str, set[str]], told: Told) -> bool:
