@@ -106,68 +106,6 @@ def _findings(rows: Rows, told: Told, chosen: Chosen | None) -> list[Finding]:
     return out
 
 
-def lines(self) -> list[str]:
-        """The verdict for a reader: a line in all, and one for each finding."""
-        rows = "1 row" if self.rows == 1 else f"{self.rows} rows, compared by {self.compared}"
-        head = f"fair? {self.where}: {rows}"
-        if self.findings:
-            return [f"{head}; not equal:", *(f"- {one.aspect}: {one.text}" for one in self.findings)]
-        equal = [*ASPECTS, "dense control", "training cost", "seeds"]
-        return [f"{head}; equal: {', '.join(equal)}"]
-
-    @property
-    def compared(self) -> str:
-        """What the rows are compared by, and what is not known of them."""
-        text = ", ".join(self.by) or "sparsity"
-        if self.unrecorded:
-            known = "run has" if self.unrecorded == 1 else "runs have"
-            text += f"; {self.unrecorded} {known} no config.yaml, options not recorded"
-        return text
-
-
-def verdicts(
-    runs: Sequence[Run],
-    names: Sequence[str],
-    chosen: Chosen | None = None,
-    *,
-    labels: Sequence[Label] | None = None,
-) -> list[Verdict]:
-    """A verdict for every model and data set with two or more labels among the finished runs.
-
-    Args:
-      runs: finished and partial runs.
-      names: the label of each run, see `group.labels`, or of `chosen`.
-      chosen: if the reader has put the runs into rows. These may hold several configurations, which is a
-        finding, and there is a verdict on a single row that does.
-      labels: of the runs, if they are known and the reader has not chosen.
-    """
-    labels = [] if chosen is not None else labels or labelled(runs)
-    told: Told = {label.text: label.keys for label in labels} if chosen is None else chosen.told
-    along = dict.fromkeys(key for label in labels for key in label.along)
-    panels: dict[tuple[str, str], dict[str, list[Run]]] = {}
-    for run, name in zip(runs, names):
-        if run.status == "done":
-            place = (run.identity["model"], run.identity["dataset"])
-            panels.setdefault(place, {}).setdefault(name, []).append(run)
-    out = []
-    for (model, dataset), rows in sorted(panels.items()):
-        findings: list[Finding] = []
-        if chosen is not None:
-            within = {name: mixed(members, chosen.keys) for name, members in rows.items()}
-            findings = [*_mixed(within), *_unbalanced(rows, within, chosen.keys)]
-        if len(rows) > 1 or findings:
-            short_rows, short_told = _shortened(rows, told)
-            if len(rows) > 1:
-                findings += unequal.options(short_rows, short_told)
-                findings += [*unequal.controls(short_rows), *unequal.costs(short_rows)]
-                findings += unequal.seeds(short_rows) if "seed" not in (chosen.keys if chosen else ()) else []
-            findings += unequal.within(short_rows) if chosen is None else []
-            unrecorded = sum(run.configuration is None for members in rows.values() for run in members)
-            by = _by(rows, told, along)
-            out.append(Verdict(f"{model} on {dataset}", len(rows), by, findings, unrecorded))
-    return out
-
-
 def lines(judged: Sequence[Verdict]) -> list[str]:
     """The verdicts for a reader, few lines for many: fair comparisons in one, further unfair ones in one."""
     unfair = [one for one in judged if one.findings]
@@ -262,8 +200,8 @@ def _by(rows: Rows, told: Told, along: Sequence[str], *, methods: bool) -> list[
       methods: whether the labels hold the method.
     """
     runs = [members[0] for members in rows.values()]
-    keys = [key for key in dict.fromkeys(key for name in rows for key in told.get(name, ())) if key != "method"]
-    keys = [key for key in keys if len({str(run.identity.get(key, value_of(run, key))) for run in runs}) > 1]
+    said = dict.fromkeys(key for name in rows for key in told.get(name, ()) if key != "method")
+    keys = [key for key in said if len({str(run.identity.get(key, value_of(run, key))) for run in runs}) > 1]
     out = ["method"] if methods and len(set(map(method, runs))) > 1 else []
     out += [key if "." not in key else word for key, word in zip(keys, short(keys))]
     beside = [key for key in along if key not in keys and _differ(runs, key)]

@@ -76,7 +76,7 @@ def options(rows: Rows, told: Told) -> Iterable[Finding]:
         if unlike(values) and not _compared_by(key, values, told):
             texts.setdefault(aspect, []).append(f"{key} {folded(rows_by_value(part, values))}")
     for aspect, parts in texts.items():
-        more = f"; and {len(parts) - OPTIONS} more options" if len(parts) > OPTIONS else ""
+        more = f"; and {len(parts) - OPTIONS} more" if len(parts) > OPTIONS else ""
         yield Finding(aspect, "; ".join(parts[:OPTIONS]) + more)
 
 
