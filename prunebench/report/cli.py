@@ -87,9 +87,12 @@ def report(options: argparse.Namespace, command: str) -> int:
 
 
 def strict(judged: Sequence[Verdict]) -> int:
-    """Exit code of `--strict`: 1, with a line that says why, if a comparison is not fair."""
-    unfair = [f"{one.where}: {', '.join(dict.fromkeys(f.aspect for f in one.findings))}" for one in judged]
-    unfair = [text for text, one in zip(unfair, judged) if one.findings]
+    """Exit code of `--strict`: 1, with a line that says why, if a comparison is not known to be fair."""
+    unfair = []
+    for one in judged:
+        aspects = [*dict.fromkeys(found.aspect for found in one.findings)]
+        aspects += ["options not recorded"] if one.unrecorded else []
+        unfair += [f"{one.where}: {', '.join(aspects)}"] if aspects else []
     if unfair:
         print(f"prune-report: --strict: not equal: {'; '.join(unfair)}", file=sys.stderr)
     return int(bool(unfair))
@@ -125,7 +128,8 @@ def write(part: Part, out: Path, options: argparse.Namespace, ending: Sequence[s
         write_csv(made[-1])
     if "md" in formats and part.sheets is not None:
         made.append(out / f"{part.name}.md")
-        lines = [*markdown_lines(part.sheets), *(f"- {line}" for line in notes)]
+        nested = [f"  {line}" if line.startswith("- ") else f"- {line}" for line in notes]
+        lines = [*markdown_lines(part.sheets), *nested]
         made[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
     if "latex" in formats and part.sheets is not None:
         made.append(out / f"{part.name}.tex")

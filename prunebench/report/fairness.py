@@ -30,6 +30,7 @@ class Verdict:
       by: what their labels differ in, "method", "schedule", "lr", ...
       findings: empty for a fair comparison.
       unrecorded: runs without a config.yaml, whose options are not known.
+      runs: how many there are.
     """
 
     where: str
@@ -37,25 +38,32 @@ class Verdict:
     by: Sequence[str]
     findings: Sequence[Finding]
     unrecorded: int
+    runs: int
 
     @property
     def lines(self) -> list[str]:
         """The verdict for a reader: a line in all, and one for each finding."""
-        rows = "1 row" if self.rows == 1 else f"{self.rows} rows, compared by {self.compared}"
-        head = f"fair? {self.where}: {rows}"
+        rows = "1 row" if self.rows == 1 else f"{self.rows} rows"
+        by = f", compared by {', '.join(self.by) or 'sparsity'}" if self.rows > 1 else ""
+        head = f"fair? {self.where}: {rows}{by}{self.unknown}"
         if self.findings:
             return [f"{head}; not equal:", *(f"- {one.aspect}: {one.text}" for one in self.findings)]
-        equal = [*ASPECTS, "dense control", "training cost", "seeds"]
-        return [f"{head}; equal: {', '.join(equal)}"]
+        return [f"{head}; {self.equal}"]
 
     @property
-    def compared(self) -> str:
-        """What the rows are compared by, and what is not known of them."""
-        text = ", ".join(self.by) or "sparsity"
-        if self.unrecorded:
-            known = "run has" if self.unrecorded == 1 else "runs have"
-            text += f"; {self.unrecorded} {known} no config.yaml, options not recorded"
-        return text
+    def equal(self) -> str:
+        """What has been found equal; nothing is said of options that are not known."""
+        known = [] if self.unrecorded == self.runs else ASPECTS
+        where = "equal" if self.unrecorded in (0, self.runs) else "equal where recorded"
+        return f"{where}: {', '.join([*known, 'dense control', 'training cost', 'seeds'])}"
+
+    @property
+    def unknown(self) -> str:
+        """What is not known of the runs, to be put behind a line."""
+        if not self.unrecorded:
+            return ""
+        known = "run has" if self.unrecorded == 1 else "runs have"
+        return f"; {self.unrecorded} {known} no config.yaml, options not recorded"
 
 
 def verdicts(
@@ -88,7 +96,8 @@ def verdicts(
         if len(rows) > 1 or findings:
             unrecorded = sum(run.configuration is None for members in rows.values() for run in members)
             by = _by(rows, told, along, methods=chosen is None or "method" in chosen.keys)
-            out.append(Verdict(f"{model} on {dataset}", len(rows), by, findings, unrecorded))
+            count = sum(map(len, rows.values()))
+            out.append(Verdict(f"{model} on {dataset}", len(rows), by, findings, unrecorded, count))
     return out
 
 
@@ -116,13 +125,11 @@ def lines(judged: Sequence[Verdict]) -> list[str]:
         out.append(f"fair? on {len(more)} more models and data sets not equal: {', '.join(aspects)}")
     if len(fair) < 3:
         return out + [line for one in fair for line in one.lines]
-    equal = fair[0].lines[0].partition("; equal: ")[2]
     places = f"{', '.join(one.where for one in fair[:PANELS])}" + (
         f" and {len(fair) - PANELS} more" if len(fair) > PANELS else ""
     )
-    unrecorded = sum(one.unrecorded for one in fair)
-    unknown = f"; {unrecorded} runs have no config.yaml, options not recorded" if unrecorded else ""
-    return [*out, f"fair? {places}{unknown}; equal: {equal}"]
+    together = Verdict("", 0, [], [], sum(one.unrecorded for one in fair), sum(one.runs for one in fair))
+    return [*out, f"fair? {places}{together.unknown}; {together.equal}"]
 
 
 def contract(runs: Sequence[Run], names: Sequence[str]) -> list[str]:

@@ -12,6 +12,8 @@ from prunebench.report.metric import KNOWN, parts, reading
 from prunebench.report.read import Run, is_dense
 from prunebench.report.student import interval
 
+SAME_CONTROL = 0.001  # dense controls of one seed as near as this are one
+
 # Means that are taken of a row's rounds beside the metric.
 FIELDS = ("sparsity", "compression", "speedup", "params", "macs", "macs_dense", "train_macs", "latency")
 
@@ -89,6 +91,21 @@ def control(runs: Iterable[Run], metric: str) -> tuple[float | None, float | Non
             by_seed[run.identity["seed"]].append(value)
     means = [statistics.fmean(values) for values in by_seed.values()]
     return *mean_std(means), len(means)
+
+
+def several_controls(runs: Iterable[Run], metric: str) -> tuple[float, float] | None:
+    """Lowest and highest dense control where those of one seed differ, in training or data; None elsewhere.
+
+    Differences below 0.1 points (0.001) may come from another machine.
+    """
+    by_seed: dict[Any, list[float]] = defaultdict(list)
+    for run in runs:
+        value = dense(run, metric)
+        if value is not None:
+            by_seed[run.identity["seed"]].append(value)
+    if all(max(values) - min(values) <= SAME_CONTROL for values in by_seed.values()):
+        return None
+    return min(map(min, by_seed.values())), max(map(max, by_seed.values()))
 
 
 def change(run: Run, place: int, metric: str) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from prunebench.report.compare import TESTS, p_text
-from prunebench.report.group import control
+from prunebench.report.group import control, several_controls
 from prunebench.report.metric import is_loss, place, title
 from prunebench.report.read import Found, Run
 from prunebench.report.sheets import Sheet
@@ -70,6 +70,10 @@ def heading(model: str, dataset: str, runs: Sequence[Run], metric: str) -> str:
     mean, std, n = control(here, metric)
     if mean is None:
         return f"{model} on {dataset} (no dense control)"
+    if ends := several_controls(here, metric):
+        return (
+            f"{model} on {dataset} (dense {title(metric)}: {' to '.join(map(show, ends))}, not one control)"
+        )
     spread = f", std {show(std)}" if std is not None else ""
     return f"{model} on {dataset} (dense {title(metric)}: {show(mean)}{spread}, n={n})"
 

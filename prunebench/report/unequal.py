@@ -105,9 +105,12 @@ def controls(rows: Rows) -> Iterable[Finding]:
 
 
 def costs(rows: Rows) -> Iterable[Finding]:
-    """Training images or multiply-adds that differ between rows of the same sparsity."""
+    """Training images or multiply-adds that differ between rows of the same sparsity, dense ones left out."""
     at: dict[float, dict[str, list[Run]]] = {}
-    for name, members in rows.items():
+    pruned = {name: [r for r in members if r.identity["method"] != "dense"] for name, members in rows.items()}
+    if sum(map(bool, pruned.values())) < 2:
+        return
+    for name, members in pruned.items():
         for run in members:
             at.setdefault(round(run.target, 9), {}).setdefault(name, []).append(run)
     shared = {target: there for target, there in at.items() if len(there) > 1}

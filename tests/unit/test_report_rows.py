@@ -15,6 +15,7 @@ from prunebench.report.read import load
 from tests.unit.test_report import put, rounds_to
 
 COST = {"steps": 100, "samples": 1000, "train_macs": 10**6, "train_macs_dense": 2 * 10**6}
+EQUAL = "augmentation, data, network, optimizer, schedule, selection, dense control, training cost, seeds"
 OPTIONS = {
     "model": {"depth": 20},
     "dataset": {"name": "digits", "noise_kind": "symmetric", "validation": 0.1},
@@ -207,3 +208,34 @@ def test_keys_that_no_run_has_are_refused_in_one_line_with_close_names(tmp_path,
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert "did you mean trainer.device" in err
+
+
+def test_a_heading_pools_no_dense_controls_that_differ(tmp_path, capsys):
+    for method, dense in (("imp", 0.9), ("lth", 0.95)):
+        a_run(tmp_path, 0, method=method, dense=dense)
+    assert main([str(tmp_path), "--no-plot"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "lenet300 on digits (dense top-1: 90.00 to 95.00, not one control)"
+    text = (tmp_path / "report.md").read_text()
+    assert (
+        "\n  - dense control: 90.00 % (imp), 95.00 % (lth)\n" in text
+    )  # below its line, as a list of its own
+
+
+def test_options_that_are_not_recorded_are_not_taken_for_equal(tmp_path, capsys):
+    for method in ("imp", "lth"):
+        a_run(tmp_path, 0, method=method)
+    assert main([str(tmp_path), "--no-plot", "--strict"]) == 0
+    next(tmp_path.glob("imp*/config.yaml")).unlink()
+    assert judged(tmp_path)[0].lines[0].endswith("; equal where recorded: " + EQUAL)
+    next(tmp_path.glob("lth*/config.yaml")).unlink()
+    assert judged(tmp_path)[0].lines[0].endswith("; equal: dense control, training cost, seeds")
+    capsys.readouterr()
+    assert main([str(tmp_path), "--no-plot", "--strict"]) == 1
+    assert capsys.readouterr().err.endswith("lenet300 on digits: options not recorded\n")
+
+
+def test_a_dense_row_is_a_control_and_costs_what_it_costs(tmp_path):
+    a_run(tmp_path, 0, method="imp", images=5000)
+    a_run(tmp_path, 0, method="dense", protocol="dense", target=0.0, top1=0.9)
+    assert told(tmp_path) == {}
