@@ -13,6 +13,7 @@ GROUPS = {
     "epochs": ("P3", "P4"),
     "data": ("P5", "P6"),
     "pruning": ("P7", "P8", "P9", "P10"),
+    "structured": ("P12", "P13", "P14", "P27"),
     "checkpoints": ("P20", "P21"),
     "memory": ("P25", "P26"),
     "startup": ("P17", "P18"),

@@ -286,12 +286,18 @@ def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable
     have no effect; they are masked too, and the counts are those of the physically smaller network.
     """
     params = dict(model.named_parameters())
-    full = {n: torch.ones_like(p, dtype=torch.bool) for n, p in params.items()}
+    factors: dict[str, Tensor] = {}  # what several units say of a tensor, in its few dimensions that matter
     for unit in model.units():
         if unit.name in alive:
-            for name, dim in unit.made_by + unit.used_by:
+            for entry in unit.made_by + unit.used_by:
+                name = entry[0]
                 if name in params:
-                    full[name] &= ~_broadcast(~alive[unit.name], params[name], unit, (name, dim))
-    prunable = list(prunable)
-    tied = {n: m for n, m in full.items() if n not in prunable and not bool(m.all())}
+                    keep = ~_broadcast(~alive[unit.name], params[name], unit, entry)
+                    factors[name] = factors[name] & keep if name in factors else keep
+    prunable, whole = list(prunable), torch.ones((), dtype=torch.bool)
+    full = {
+        n: torch.empty_like(params[n], dtype=torch.bool).copy_(factors.get(n, whole))
+        for n in dict.fromkeys((*prunable, *factors))
+    }
+    tied = {n: m for n, m in full.items() if n not in prunable and not bool(factors[n].all())}
     return Masks({n: full[n] for n in prunable}, tied)
