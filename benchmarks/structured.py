@@ -40,10 +40,8 @@ def _against_torch_pruning(model: str, rounds: int) -> Iterator[Row]:
 
     Filters that write into a residual stream are left out: there the two add up scores differently.
     """
-    streams = (
-        "sparsity.exclude=[conv1,*.conv2,*.downsample.0]" if model == "resnet18" else "sparsity.exclude=[]"
-    )
-    options = (*FILTERS, streams, "trainer.channels_last=false")
+    streams = "conv1,*.conv2,*.downsample.0" if model == "resnet18" else ""
+    options = (*FILTERS, f"sparsity.exclude=[{streams}]", "trainer.channels_last=false")
     p = synthetic(model, *CIFAR, *options, images=32, batch_size=32)
     dense, run, x = copy.deepcopy(p.run.model), p.run, torch.randn(4, 3, 32, 32)
     made: dict[str, nn.Module] = {}

@@ -40,6 +40,11 @@ class Unit:
             return torch.tensor(self.layout[name, dim])
         return torch.arange(self.size).repeat_interleave(length // self.size)
 
+    def entries(self, tensor: Tensor, name: str, dim: int) -> int:
+        """Entries of a tensor that belong to channels of the unit."""
+        length = tensor.shape[dim]
+        return tensor.numel() // length * int((self.places(name, dim, length) >= 0).sum())
+
 
 @dataclass(frozen=True)
 class Junction:
@@ -162,10 +167,8 @@ def model_units(
 
 def _broadcast(channels: Tensor, tensor: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
     """Values of channels shaped to multiply `tensor` along a dimension; 0 (False) where no channel lies."""
-    name, dim = entry
-    places = unit.places(name, dim, tensor.shape[dim]).to(channels.device)
-    shape = [1] * tensor.ndim
-    shape[dim] = tensor.shape[dim]
+    places = unit.places(*entry, tensor.shape[entry[1]]).to(channels.device)
+    shape = [-1 if dim == entry[1] else 1 for dim in range(tensor.ndim)]
     zero = torch.zeros((), dtype=channels.dtype, device=channels.device)
     return torch.where(places >= 0, channels[places], zero).to(tensor.device).view(shape)
 
@@ -218,17 +221,11 @@ def spread_over_weights(
     result = {}
     for unit in units:
         entries = [(n, dim) for n, dim in unit.made_by if n in weights]
-        count = sum(_share_of(weights[n], unit, (n, dim)) for n, dim in entries) // unit.size
+        count = sum(unit.entries(weights[n], n, dim) for n, dim in entries) // unit.size
         for name, dim in entries:
             share = _broadcast(channels[unit.name] / count, weights[name], unit, (name, dim))
             result[name] = share.expand_as(weights[name]).clone()
     return result
-
-
-def _share_of(weight: Tensor, unit: Unit, entry: tuple[str, int]) -> int:
-    """Entries of the weight that make channels of the unit."""
-    length = weight.shape[entry[1]]
-    return weight.numel() // length * int((unit.places(*entry, length) >= 0).sum())
 
 
 def alive_channels(masks: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
@@ -290,8 +287,7 @@ def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable
     for unit in model.units():
         if unit.name in alive:
             for entry in unit.made_by + unit.used_by:
-                name = entry[0]
-                if name in params:
+                if (name := entry[0]) in params:
                     keep = ~_broadcast(~alive[unit.name], params[name], unit, entry)
                     factors[name] = factors[name] & keep if name in factors else keep
     prunable, whole = list(prunable), torch.ones((), dtype=torch.bool)
