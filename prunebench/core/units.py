@@ -40,6 +40,11 @@ class Unit:
             return torch.tensor(self.layout[name, dim])
         return torch.arange(self.size).repeat_interleave(length // self.size)
 
+    def entries(self, tensor: Tensor, name: str, dim: int) -> int:
+        """Entries of a tensor that belong to channels of the unit."""
+        length = tensor.shape[dim]
+        return tensor.numel() // length * int((self.places(name, dim, length) >= 0).sum())
+
 
 @dataclass(frozen=True)
 class Junction:
@@ -166,10 +171,8 @@ def model_units(
 
 def _broadcast(channels: Tensor, tensor: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
     """Values of channels shaped to multiply `tensor` along a dimension; 0 (False) where no channel lies."""
-    name, dim = entry
-    places = unit.places(name, dim, tensor.shape[dim]).to(channels.device)
-    shape = [1] * tensor.ndim
-    shape[dim] = tensor.shape[dim]
+    places = unit.places(*entry, tensor.shape[entry[1]]).to(channels.device)
+    shape = [-1 if dim == entry[1] else 1 for dim in range(tensor.ndim)]
     zero = torch.zeros((), dtype=channels.dtype, device=channels.device)
     return torch.where(places >= 0, channels[places], zero).to(tensor.device).view(shape)
 
@@ -222,17 +225,11 @@ def spread_over_weights(
     result = {}
     for unit in units:
         entries = [(n, dim) for n, dim in unit.made_by if n in weights]
-        count = sum(_share_of(weights[n], unit, (n, dim)) for n, dim in entries) // unit.size
+        count = sum(unit.entries(weights[n], n, dim) for n, dim in entries) // unit.size
         for name, dim in entries:
             share = _broadcast(channels[unit.name] / count, weights[name], unit, (name, dim))
             result[name] = share.expand_as(weights[name]).clone()
     return result
-
-
-def _share_of(weight: Tensor, unit: Unit, entry: tuple[str, int]) -> int:
-    """Entries of the weight that make channels of the unit."""
-    length = weight.shape[entry[1]]
-    return weight.numel() // length * int((unit.places(*entry, length) >= 0).sum())
 
 
 def alive_channels(masks: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
@@ -289,12 +286,17 @@ def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable
     have no effect; they are masked too, and the counts are those of the physically smaller network.
     """
     params = dict(model.named_parameters())
-    full = {n: torch.ones_like(p, dtype=torch.bool) for n, p in params.items()}
+    factors: dict[str, Tensor] = {}  # what several units say of a tensor, in its few dimensions that matter
     for unit in model.units():
         if unit.name in alive:
-            for name, dim in unit.made_by + unit.used_by:
-                if name in params:
-                    full[name] &= ~_broadcast(~alive[unit.name], params[name], unit, (name, dim))
-    prunable = list(prunable)
-    tied = {n: m for n, m in full.items() if n not in prunable and not bool(m.all())}
+            for entry in unit.made_by + unit.used_by:
+                if (name := entry[0]) in params:
+                    keep = ~_broadcast(~alive[unit.name], params[name], unit, entry)
+                    factors[name] = factors[name] & keep if name in factors else keep
+    prunable, whole = list(prunable), torch.ones((), dtype=torch.bool)
+    full = {
+        n: torch.empty_like(params[n], dtype=torch.bool).copy_(factors.get(n, whole))
+        for n in dict.fromkeys((*prunable, *factors))
+    }
+    tied = {n: m for n, m in full.items() if n not in prunable and not bool(factors[n].all())}
     return Masks({n: full[n] for n in prunable}, tied)
