@@ -42,8 +42,8 @@ class Unit:
 
     def entries(self, tensor: Tensor, name: str, dim: int) -> int:
         """Entries of a tensor that belong to channels of the unit."""
-        length = tensor.shape[dim]
-        return tensor.numel() // length * int((self.places(name, dim, length) >= 0).sum())
+        places = self.places(name, dim, tensor.shape[dim])
+        return tensor.numel() // len(places) * int((places >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,7 @@ def _broadcast(channels: Tensor, tensor: Tensor, unit: Unit, entry: tuple[str, i
     """Values of channels shaped to multiply `tensor` along a dimension; 0 (False) where no channel lies."""
     places = unit.places(*entry, tensor.shape[entry[1]]).to(channels.device)
     shape = [-1 if dim == entry[1] else 1 for dim in range(tensor.ndim)]
-    zero = torch.zeros((), dtype=channels.dtype, device=channels.device)
-    return torch.where(places >= 0, channels[places], zero).to(tensor.device).view(shape)
+    return torch.where(places >= 0, channels[places], channels.new_zeros(())).to(tensor.device).view(shape)
 
 
 def _over_channels(rows: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
@@ -294,9 +293,7 @@ def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable
                     keep = ~_broadcast(~alive[unit.name], params[name], unit, entry)
                     factors[name] = factors[name] & keep if name in factors else keep
     prunable, whole = list(prunable), torch.ones((), dtype=torch.bool)
-    full = {
-        n: torch.empty_like(params[n], dtype=torch.bool).copy_(factors.get(n, whole))
-        for n in dict.fromkeys((*prunable, *factors))
-    }
+    names = dict.fromkeys((*prunable, *factors))
+    full = {n: torch.empty_like(params[n], dtype=torch.bool).copy_(factors.get(n, whole)) for n in names}
     tied = {n: m for n, m in full.items() if n not in prunable and not bool(factors[n].all())}
     return Masks({n: full[n] for n in prunable}, tied)
