@@ -14,6 +14,7 @@ GROUPS = {
     "data": ("P5", "P6"),
     "pruning": ("P7", "P8", "P9", "P10"),
     "updates": ("P11",),
+    "within": ("P27",),
     "checkpoints": ("P20", "P21"),
     "memory": ("P25", "P26"),
     "startup": ("P17", "P18"),
