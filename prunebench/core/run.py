@@ -157,8 +157,7 @@ class Run:
 
     def set_masks(self, masks: Masks) -> None:
         """Replace the masks, and zero weights and optimizer state of what is pruned now."""
-        masks.inherit_(self.masks)
-        self.masks = masks
+        self.replace_masks(masks)
         masks.zero_weights_(self.model)
         if self.optimizer is not None:
             masks.zero_optimizer_(self.model, self.optimizer)
@@ -191,6 +190,11 @@ class Run:
         if self.shrunk is not None:
             self.update_model()
             self.shrunk, self.network = None, self.model
+
+    def replace_masks(self, masks: Masks) -> None:
+        """Replace the masks alone, for methods without hard masks, which zero weights when they want it."""
+        masks.inherit_(self.masks)
+        self.masks = masks
 
     def initial_state(self) -> dict[str, Tensor]:
         """State dict that the run started from."""
