@@ -65,7 +65,7 @@ class Verdict:
             known = "run has" if self.unrecorded == 1 else "runs have"
             head += f"; {self.unrecorded} {known} no config.yaml, options not recorded"
         if self.findings:
-            return [f"{head}; not equal:", *(f"- {one.aspect}: {one.text}" for one in self.findings)]
+            return [head, *(f"not equal: {one.aspect}: {one.text}" for one in self.findings)]
         equal = [*ASPECTS, "dense control", "training cost", "seeds"]
         return [f"{head}; equal: {', '.join(equal)}"]
 
