@@ -31,7 +31,7 @@ class Reading(NamedTuple):
     model: str
     dataset: str
     seed: Any
-    target: float
+    target: float | None
     phase: str
     cycle: int
     remaining: float
@@ -150,7 +150,7 @@ def layer_maps(
                 f"{row['metric']}.{n}" for layer in row["layers"] for n in layer if n != "name"
             )
             if row["metric"] == metric:
-                who = (run.identity["model"], run.identity["dataset"], label, round(run.target, 9))
+                who = (run.identity["model"], run.identity["dataset"], label, run.end)
                 groups.setdefault(who, []).append(row)
     if asked not in known:
         if not known:
@@ -178,7 +178,7 @@ def write_csv(path: Path, found: Sequence[Reading]) -> None:
 
 def _readings(run: Run, name: str, row: Mapping) -> Iterator[Reading]:
     who = run.identity
-    start = (str(run.directory), name, who["model"], who["dataset"], who["seed"], round(run.target, 9))
+    start = (str(run.directory), name, who["model"], who["dataset"], who["seed"], run.end)
     place = (row["phase"], row["cycle"], 1 - row["sparsity"], row["when"], row["epoch"], row["metric"])
     for key, value in row.items():
         if key not in PLACE and isinstance(value, (int, float)):
