@@ -21,13 +21,15 @@ def measure(rounds: Callable[[int], int]) -> Iterator[Row]:
 def _steps(model: str, shape: tuple[str, ...], batch_size: int, times: int, rounds: int) -> Iterator[Row]:
     """Forward, backward and `Method.step` on a constant batch, at steps that may rank and zero anew."""
     keep_freed_memory()  # as prune-run does
-    p = synthetic(model, *shape, images=batch_size, batch_size=batch_size)
+    p = synthetic(model, *shape, images=50 * batch_size, batch_size=batch_size)
     batch = p.run.data.batch(0, 0)
     optimizer = sgd(p.run.model, fused=True)
     dense = plain_step(p.run.model, optimizer, batch)
     cases = {"dense": clocked(dense, times=times), "again": clocked(dense, times=times)}
     for name, options in METHODS.items():
-        other = synthetic(model, *shape, f"method={name}", *options, images=batch_size, batch_size=batch_size)
+        other = synthetic(
+            model, *shape, f"method={name}", *options, images=50 * batch_size, batch_size=batch_size
+        )
         cases[name] = clocked(_step_of(other), times=times)
     seconds = alternate(cases, rounds, warmup=2)
     yield control(f"dense step, {model}", seconds, "dense", "again")

@@ -86,7 +86,7 @@ def _averaged(runs: Sequence[Run], names: Sequence[str], by: Sequence[str]) -> l
     """Notes on what differs within the rows besides the seed."""
     rows: dict[tuple, list[Run]] = {}
     for run, name in zip(runs, names):
-        target = round(run.target, 9) if run.rounds else None
+        target = run.end if run.rounds else None
         rows.setdefault((run.identity["model"], run.identity["dataset"], name, target), []).append(run)
     values: dict[str, dict[str, None]] = {}
     for members in rows.values():

@@ -167,7 +167,8 @@ def _costs(rows: Mapping[str, Sequence[Run]]) -> Iterable[Finding]:
     at: dict[float, dict[str, list[Run]]] = {}
     for name, members in rows.items():
         for run in members:
-            at.setdefault(round(run.target, 9), {}).setdefault(name, []).append(run)
+            if run.end is not None:
+                at.setdefault(run.end, {}).setdefault(name, []).append(run)
     shared = {target: there for target, there in at.items() if len(there) > 1}
     if not shared:
         yield Finding("training cost", "cannot be compared, no two rows end at the same sparsity")
@@ -197,10 +198,10 @@ def _costs(rows: Mapping[str, Sequence[Run]]) -> Iterable[Finding]:
 
 def _seeds(rows: Mapping[str, Sequence[Run]]) -> Iterable[Finding]:
     """Seeds that are not the same in every row and at every sparsity."""
-    by: dict[tuple[str, float], set] = {}
+    by: dict[tuple[str, float | None], set] = {}
     for name, members in rows.items():
         for run in members:
-            by.setdefault((name, round(run.target, 9)), set()).add(run.identity["seed"])
+            by.setdefault((name, run.end), set()).add(run.identity["seed"])
     sets: dict[str, list[str]] = {}
     for (name, _), seeds in by.items():
         sets.setdefault(",".join(map(str, sorted(seeds, key=str))), []).append(name)

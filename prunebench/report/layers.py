@@ -49,7 +49,7 @@ def layer_maps(
                 f"{row['metric']}.{n}" for layer in row["layers"] for n in layer if n != "name"
             )
             if row["metric"] == metric:
-                who = (run.identity["model"], run.identity["dataset"], label, round(run.target, 9))
+                who = (run.identity["model"], run.identity["dataset"], label, run.end)
                 groups.setdefault(who, []).append(row)
     if asked != SPARSITY and asked not in known:
         what = (
