@@ -28,7 +28,10 @@ NOT_IN_ID_OF_TRAINER = (
     *("share", "store", "quiet"),
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
-LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1, "trainer.shrink": False}
+LATER: dict[str, Any] = {
+    **{"protocol.peaks": None, "method.iterations": 1, "trainer.shrink": False},
+    "protocol.monitor": "top1",
+}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
     *("companion", "metrics", "tracker", "trainer", "experiment"),
