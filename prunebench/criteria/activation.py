@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunebench.core.feeds import Call, Calls, Feed, hooked, rectifiers, trace
-from prunebench.core.run import Run, generator
+from prunebench.core.run import Run
 from prunebench.core.units import Unit, alive_channels, unit_masks
 from prunebench.criteria.channels import channel_units
 from prunebench.criteria.gradient import Forward, check_images, network, scoring_images
@@ -205,9 +205,9 @@ def activations(
     run: Run, units: Sequence[Unit]
 ) -> tuple[dict[Call, Feed], dict[str, list[tuple[Call, str]]]]:
     """What feeds every activation, and unit name -> its activations with a weight whose rows they follow."""
-    ((x, _),) = run.data.scoring(generator("activations"), batches=1)
+    x = torch.zeros(1, *run.data.shape, device=run.device, dtype=next(run.model.parameters()).dtype)
     with network(run, "eval") as forward:
-        feeds = trace(run.model, lambda images: forward({}, images), x[:1])
+        feeds = trace(run.model, lambda images: forward({}, images), x)
     found: dict[str, list[tuple[Call, str]]] = {}
     for unit in units:
         made = {name for name, dim in unit.made_by if dim == 0}

@@ -137,7 +137,7 @@ def test_a_residual_stream_has_the_mean_over_the_activations_of_its_blocks():
     run = kit.assemble(("method=one_shot", *kit.TINY, *options)).run
     x = torch.cat([x for x, _ in run.data.evaluation("train")])
     seen = {}
-    for name in ("relu1", "layer1.0.relu2"):
+    for name in ("relu", "layer1.0.relu2"):
         module = run.model.get_submodule(name)
         module.register_forward_hook(lambda _, a, y, n=name: seen.update({n: y.detach()}))
     scores = mean_activation(run, granularity="filter")
