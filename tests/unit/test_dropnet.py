@@ -201,7 +201,13 @@ def test_with_a_target_the_counts_are_those_of_every_method():
 @pytest.mark.parametrize(("monitor", "better"), [("loss", min), ("top1", max)])
 def test_the_phase_ends_with_the_network_that_is_best_by_what_is_monitored(monitor, better, tmp_path):
     options = ("protocol.keep=best", "protocol.patience=null", f"protocol.monitor={monitor}")
-    more = ("recipe.lr=0.03", "trainer.eval_every=1it", "protocol.control=none", "sparsity.rounds=1")
+    more = (
+        "recipe.lr=0.3",
+        "optimizer=sgd",
+        "schedule=constant",
+        "trainer.eval_every=1it",
+        "sparsity.rounds=1",
+    )
     parts = kit.recorded(kit.tiny(CASE, "lenet300", *options, *more), tmp_path).fit()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     seen = [row for row in lines if row.get("split") == "valid" and row["phase"] == "round-01"]
