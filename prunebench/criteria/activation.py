@@ -236,7 +236,7 @@ def check_activations(
         if not found[unit.name]:
             raise ValueError(
                 f"criterion={criterion}: no ReLU or GELU module is seen behind {unit.name} of "
-                f"{type(run.model).__name__}; use criterion=l2 or fpgm"
+                f"{type(run.model).__name__}; leave its layers out (sparsity.exclude) or use criterion=l2"
             )
         flat = [n for _, n in found[unit.name] if run.model.get_parameter(n).ndim != 4]
         if maps and flat:

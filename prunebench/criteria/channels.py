@@ -8,6 +8,9 @@ A channel that goes takes its bias and its BatchNorm scale and shift with it, an
 smaller network computes the same. Where several layers make a channel (a residual stream) it is scored once,
 over all of them. Ranked within each unit by sparsity.allocation=uniform, over the whole network by global; as
 scores of wide and narrow layers are not on one scale, lamp ranks them after the normalisation of LAMP.
+
+Of N channels together round((1 - sparsity) * N) stay, shared out over the units by largest remainder, where
+FPGM's code removes int(C * rate) of a layer's C and that of the l1-norm keeps int(C * (1 - rate)).
 """
 
 from functools import partial

@@ -141,6 +141,10 @@ class Pruner(Method):
     def check_criterion(self, run: Run) -> None:
         """Refuse a criterion that cannot work with this network."""
         function, options = _unbound(self.criterion)
+        if (scored := options.get("granularity", self.granularity)) != self.granularity:
+            raise ValueError(
+                f"criterion.granularity={scored}: must be sparsity.granularity={self.granularity}; leave it out"
+            )
         if hasattr(function, "check"):
             function.check(run, **options)
 

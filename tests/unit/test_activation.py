@@ -212,6 +212,6 @@ def test_a_unit_without_a_nonlinearity_module_is_refused_before_training():
     run = toy_run()
     run.model.relu = nn.SiLU()
     with pytest.raises(
-        ValueError, match=r"no ReLU or GELU module is seen behind fc1 of Toy; use criterion=l2"
+        ValueError, match=r"no ReLU or GELU module is seen behind fc1 of Toy; leave its layers out"
     ):
         mean_activation.check(run, granularity="neuron", drop="minimum", batches=None)

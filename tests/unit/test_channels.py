@@ -160,3 +160,11 @@ def test_two_rounds_keep_exactly_what_is_asked_and_the_bias_goes_with_its_channe
     assert bool((run.model.conv2.bias[~alive["conv2"]] == 0).all())
     assert bool((run.model.bn.weight[~alive["conv1"]] == 0).all())
     assert bool((run.model.bn.bias[~alive["conv1"]] == 0).all())
+
+
+def test_a_criterion_of_another_granularity_than_that_of_the_method_is_refused():
+    method = Pruner(partial(l2, granularity="filter"), granularity="neuron")
+    with pytest.raises(
+        ValueError, match=r"^criterion\.granularity=filter: must be sparsity\.granularity=neuron"
+    ):
+        method.check(small_run(), [0.5])
