@@ -16,7 +16,7 @@ from torch import Tensor
 from prunebench.core.feeds import Call, Calls, Feed, hooked, rectifiers, trace
 from prunebench.core.run import Run
 from prunebench.core.units import Unit, alive_channels, unit_masks
-from prunebench.criteria.channels import channel_units
+from prunebench.criteria.channels import channel_means, channel_units
 from prunebench.criteria.gradient import Forward, check_images, network, scoring_images
 
 Measure = Callable[[Tensor], Tensor]
@@ -187,18 +187,10 @@ def _means(
             forward({}, x)
             count += len(x)
     return {
-        unit.name: torch.stack([_of_channels(totals[c], unit, n) for c, n in of_units[unit.name]]).mean(0)
+        unit.name: torch.stack([channel_means(totals[c], unit, n) for c, n in of_units[unit.name]]).mean(0)
         / count
         for unit in units
     }
-
-
-def _of_channels(rows: Tensor, unit: Unit, weight: str) -> Tensor:
-    """Mean over the rows of a weight that make each channel; a joint layer's others are left out."""
-    places = unit.places(weight, 0, len(rows)).to(rows.device)
-    rows, places = rows[places >= 0], places[places >= 0]
-    sums = rows.new_zeros(unit.size).index_add_(0, places, rows)
-    return sums / places.bincount(minlength=unit.size)
 
 
 def activations(

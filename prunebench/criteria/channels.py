@@ -49,6 +49,18 @@ def channel_vectors(run: Run, unit: Unit) -> Tensor:
     return torch.cat(parts, 1).double()
 
 
+def channel_means(rows: Tensor, unit: Unit, name: str) -> Tensor:
+    """[size]: mean over those rows of a tensor that make each channel; what is no channel is left out.
+
+    Args:
+      rows: a value for every row of the tensor.
+      name: state_dict name of the tensor, which makes channels along dimension 0.
+    """
+    places = unit.places(name, 0, len(rows)).to(rows.device)
+    rows, places = rows[places >= 0], places[places >= 0]
+    return rows.new_zeros(unit.size).index_add_(0, places, rows) / places.bincount(minlength=unit.size)
+
+
 def l2(run: Run, *, granularity: str) -> dict[str, Tensor]:
     """||W_j||_2, the Euclidean norm of all weights that make a channel.
 
@@ -117,8 +129,11 @@ def bn_scale(run: Run, *, granularity: str) -> dict[str, Tensor]:
       ValueError: if the granularity is another, or a unit has no BatchNorm with a scale.
     """
     scores, params = {}, dict(run.model.named_parameters())
-    for unit, names in scales_of_units(run, granularity).items():
-        scores[unit] = torch.stack([params[n].detach().double().abs() for n in names]).mean(0)
+    names = scales_of_units(run, granularity)
+    for unit in channel_units(run, granularity, "bn_scale"):
+        sizes = [params[n].detach().double().abs() for n in names[unit.name]]
+        of_each = [channel_means(s, unit, n) for s, n in zip(sizes, names[unit.name])]
+        scores[unit.name] = torch.stack(of_each).mean(0)
     return scores
 
 
@@ -130,7 +145,7 @@ def scales_of_units(run: Run, granularity: str) -> dict[str, list[str]]:
     """
     units = channel_units(run, granularity, "bn_scale")
     norms = {f"{n}.weight" for n, m in run.model.named_modules() if isinstance(m, NORMS) and m.affine}
-    found = {u.name: [n for n, _ in u.made_by if n in norms and (n, 0) not in u.layout] for u in units}
+    found = {u.name: [n for n, _ in u.made_by if n in norms] for u in units}
     for name, scales in found.items():
         if not scales:
             raise ValueError(

@@ -143,7 +143,7 @@ class Pruner(Method):
         function, options = _unbound(self.criterion)
         if (scored := options.get("granularity", self.granularity)) != self.granularity:
             raise ValueError(
-                f"criterion.granularity={scored}: must be sparsity.granularity={self.granularity}; leave it out"
+                f"criterion.granularity={scored}: must be sparsity.granularity, {self.granularity}"
             )
         if hasattr(function, "check"):
             function.check(run, **options)

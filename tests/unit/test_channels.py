@@ -99,6 +99,20 @@ def test_batchnorm_scales_are_scores_and_several_are_averaged():
     assert bn_scale(run, granularity="filter")["c"].tolist() == [2.0, 1.5, 0.25]
 
 
+def test_scales_of_a_joint_normalisation_go_to_their_channels():
+    class Joint(PrunableModel):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(5)
+            self.norm.weight.data = torch.tensor([8.0, 1, -2, 3, 5])
+
+        def units(self):
+            made = (("conv.weight", 0), ("norm.weight", 0))
+            return [Unit("c", 2, made, (), {("norm.weight", 0): (-1, 1, 0, 0, 1)})]
+
+    assert bn_scale(run_of(Joint(), four().data), granularity="filter")["c"].tolist() == [2.5, 3.0]
+
+
 def test_random_channels_of_wide_and_narrow_layers_have_the_same_chance():
     class Wide(Toy):
         def __init__(self):
@@ -165,6 +179,6 @@ def test_two_rounds_keep_exactly_what_is_asked_and_the_bias_goes_with_its_channe
 def test_a_criterion_of_another_granularity_than_that_of_the_method_is_refused():
     method = Pruner(partial(l2, granularity="filter"), granularity="neuron")
     with pytest.raises(
-        ValueError, match=r"^criterion\.granularity=filter: must be sparsity\.granularity=neuron"
+        ValueError, match=r"^criterion\.granularity=filter: must be sparsity\.granularity, neuron"
     ):
         method.check(small_run(), [0.5])
