@@ -195,11 +195,11 @@ def _over_channels(rows: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
 
 
 def unit_scores(scores: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
-    """Unit name -> score of each channel: the sum over all weights that make it."""
+    """Unit name -> score of each channel: what `scores` has under that name, or the sum over its weights."""
     result = {}
     for unit in units:
-        total = None
-        for name, dim in unit.made_by:
+        total = scores.get(unit.name)
+        for name, dim in unit.made_by if total is None else ():
             if name in scores:
                 s = scores[name] if scores[name].dtype == torch.float64 else scores[name].float()
                 s = _over_channels(s.movedim(dim, 0), unit, (name, dim))
@@ -258,7 +258,7 @@ def select_units(
     The score of a channel is the sum over all weights that make it, in every layer of its unit.
 
     Args:
-      scores: parameter name -> score of the parameter's shape.
+      scores: parameter name -> score of the parameter's shape, or unit name -> score of each channel.
       sparsity: share of the channels to remove, in [0, 1).
       units: from `model_units`.
       allocation: "global", "lamp", "uniform", a function, or the sparsity of every unit.

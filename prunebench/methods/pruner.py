@@ -123,9 +123,8 @@ class Pruner(Method):
 
     def check(self, run: Run, asked: Sequence[float]) -> None:
         """Refuse a granularity, an allocation, a sparsity or a criterion that this network cannot have."""
-        function, options = _unbound(self.criterion)
-        if asked and hasattr(function, "check"):
-            function.check(run, **options)
+        if asked:
+            self.check_criterion(run)
         if self.granularity in ("filter", "neuron"):
             units = model_units(run.model, self.granularity, run.masks)
             sizes, shapes = {u.name: u.size for u in units}, {u.name: (u.size,) for u in units}
@@ -150,6 +149,16 @@ class Pruner(Method):
                     f"{len(sizes)} layers, but round {j} with sparsity {sparsity:.12g} keeps {keep} of "
                     f"{total}; lower the sparsity or min_kept"
                 )
+
+    def check_criterion(self, run: Run) -> None:
+        """Refuse a criterion that cannot work with this network."""
+        function, options = _unbound(self.criterion)
+        if (scored := options.get("granularity", self.granularity)) != self.granularity:
+            raise ValueError(
+                f"criterion.granularity={scored}: must be sparsity.granularity, {self.granularity}"
+            )
+        if hasattr(function, "check"):
+            function.check(run, **options)
 
     def _check_sum(self, kept: int, total: int, sparsity: float, layers: int) -> None:
         """Refuse given sparsities per layer that are not those of a pruning event; each may be rounded."""
