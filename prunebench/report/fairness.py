@@ -126,10 +126,15 @@ def _options(rows: Mapping[str, Sequence[Run]]) -> Iterable[Finding]:
         aspect = next((a for a, starts in ASPECTS.items() if key.startswith(starts)), None)
         if aspect is None or key.partition(".")[0] in chosen or not _several(rows, key, distinct):
             continue
-        if differs(runs, key) and not _in_labels(rows, key):
-            yield Finding(
-                aspect, f"{key} {_folded(_by_value(rows, lambda run, key=key: value_of(run, key)))}"
-            )
+        by_value = _by_value(rows, lambda run, key=key: _told(run, key))
+        if len(by_value) > 1 and differs(runs, key) and not _in_labels(rows, key):
+            yield Finding(aspect, f"{key} {_folded(by_value)}")
+
+
+def _told(run: Run, key: str) -> str:
+    """The value of an option; of the place of the data the last part: every machine has its own place."""
+    value = value_of(run, key)
+    return value.rstrip("/").rpartition("/")[2] if key == "dataset.root" else value
 
 
 def _several(rows: Mapping[str, Sequence[Run]], key: str, distinct: Mapping[int, Run]) -> bool:
