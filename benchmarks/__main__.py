@@ -14,6 +14,8 @@ GROUPS = {
     "data": ("P5", "P6"),
     "pruning": ("P7", "P8", "P9", "P10"),
     "updates": ("P11",),
+    "structured": ("P12", "P13", "P14", "P27"),
+    "within": ("P30",),
     "checkpoints": ("P20", "P21"),
     "memory": ("P25", "P26"),
     "startup": ("P17", "P18"),

@@ -185,6 +185,13 @@ def _status(key: str) -> int:
     return 1024 * int(text.split(f"{key}:")[1].split()[0])
 
 
+def narrow() -> None:
+    """Widths whose gradients are wrong in channels_last; the process dies where memory is corrupted."""
+    from benchmarks.structured import unsafe_widths
+
+    print(unsafe_widths())
+
+
 def steps(kept: str, model: str) -> None:
     """For every line read, times a dense CIFAR step of batch 128 on two threads, in seconds.
 
@@ -259,7 +266,7 @@ class Worker:
         return line.strip()
 
 
-FUNCTIONS = {f.__name__: f for f in (run, stop, modules, gaps, share, memory, report, steps, work)}
+FUNCTIONS = {f.__name__: f for f in (run, stop, modules, gaps, share, memory, report, narrow, steps, work)}
 
 if __name__ == "__main__":
     FUNCTIONS[sys.argv[1]](*sys.argv[2:])

@@ -31,9 +31,9 @@ NOT_IN_ID_OF_TRAINER = (
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
 LATER: dict[str, Any] = {
-    **{"protocol.peaks": None, "protocol.before": None, "protocol.peak": None, "method.iterations": 1},
+    **{"protocol.peaks": None, "protocol.before": None, "protocol.peak": None, "protocol.monitor": "top1"},
     **{"sparsity.compression": None, "sparsity.round_to": None, "method.round_to": None},
-    **{"trainer.shrink": False},
+    **{"method.iterations": 1, "trainer.shrink": False},
 }
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),

@@ -159,8 +159,7 @@ class Recorder:
         """Rows at epoch ends, validation, display, checkpoints, signals: each when due, otherwise no wait."""
         self._losses.add(loss)
         self.ledger.step(run, method)
-        clock, top1 = run.clock, None
-        last = clock.step == clock.steps
+        clock, last, monitored = run.clock, run.clock.step == run.clock.steps, None
         if self._shown.due():
             seen = self._losses.peek()
             if seen is not None and not math.isfinite(seen):
@@ -170,10 +169,11 @@ class Recorder:
             self._epoch_row(run, phase)
         if run.data.sizes.get("valid") and (clock.step % self._eval_steps == 0 or last):
             measured = self._measure(run, method, phase, "valid")
-            top1 = self._top1 = measured["top1"]
+            self._top1 = measured["top1"]
+            monitored = -measured["loss"] if phase.monitor == "loss" else self._top1
             self._row(run, phase, "eval", split="valid", when="epoch", **measured)
         self._measure_more(run, method, phase, when="epoch")
-        return top1
+        return monitored
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
         """Stop if a signal asked for it, after a checkpoint; else write one when it is due."""

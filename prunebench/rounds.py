@@ -98,10 +98,15 @@ def check_rewind(weights: str, rewind_to: str, dense: str) -> None:
         raise ValueError(f"protocol.rewind_to={rewind_to}: {rule}")
 
 
-def check_common(dense: str, keep: str, patience: str | None) -> None:
+def check_common(dense: str, keep: str, patience: str | None, monitor: str) -> None:
     """Options of every protocol."""
     check_length("protocol.dense", dense)
     check_choice("protocol.keep", keep, Literal["last", "best"])
+    check_choice("protocol.monitor", monitor, Literal["top1", "loss"])
+    if monitor == "loss" and keep == "last" and patience is None:
+        raise ValueError(
+            "protocol.monitor=loss: has no effect without protocol.patience or protocol.keep=best; set one"
+        )
     if patience is not None:
         check_length("protocol.patience", patience)
         if parts(patience)[0] == 0.0:

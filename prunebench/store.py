@@ -183,6 +183,7 @@ def prefix_keys(
                 *(phase.name, phase.length, phase.sparsity, phase.weights, phase.shuffle),
                 *(list(phase.snapshot), phase.keep, phase.patience, phase.peak),
                 *((phase.reach,) if phase.within else ()),
+                *(["loss"] if phase.monitor == "loss" else []),
             ]
         )
         if index:  # later phases are trained by the retraining schedule, also those before any pruning

@@ -26,7 +26,7 @@ class Observer(Protocol):
         """A phase has begun: pruned and restored, not trained yet."""
 
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
-        """A step is done; validation top-1 when it was measured now, else None."""
+        """A step is done; what the phase monitors if it was measured now (higher = better), else None."""
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
         """All that the step brings is done: the moment for checkpoints and for stopping."""
@@ -93,9 +93,9 @@ def fit(
                 run.snapshot(name)
             loss = train_step(phase, run, method)
             run.clock.tick()
-            top1 = observer.after_step(run, method, phase, loss)
-            if top1 is not None:
-                _judge(phase, run, top1, patience)
+            value = observer.after_step(run, method, phase, loss)
+            if value is not None:
+                _judge(phase, run, value, patience)
             observer.settled(run, method, phase)
         for name in snapshots.get(run.clock.steps, ()):
             run.snapshot(name)
@@ -222,15 +222,15 @@ def set_learning_rate(phase: Phase, run: Run) -> float:
     return factor
 
 
-def _judge(phase: Phase, run: Run, top1: float, patience: int | None) -> None:
+def _judge(phase: Phase, run: Run, value: float, patience: int | None) -> None:
     """Keep the best network so far, and end the phase when it has not got better for long enough.
 
     A phase that prunes while it trains is judged from where it has reached its sparsity.
     """
     if _asked_count(phase, run) not in (None, run.masks.kept):
         run.clock.best_step = run.clock.step
-    elif top1 > run.clock.best:
-        run.clock.best, run.clock.best_step = top1, run.clock.step
+    elif value > run.clock.best:
+        run.clock.best, run.clock.best_step = value, run.clock.step
         if phase.keep == "best":
             run.snapshot("best")
             if phase.within:

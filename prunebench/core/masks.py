@@ -109,7 +109,9 @@ class Masks(Mapping[str, Tensor]):
         if self._bound is None or self._bound[0] is not model:
             params = dict(model.named_parameters())
             multipliers = self._multipliers or {}
-            whole = {n for n, m in self._masks.items() if self.kept_per_layer[n] == m.numel()}
+            # on CUDA counting would wait for the device
+            known = self._kept is not None or not any(m.is_cuda for m in self._masks.values())
+            whole = {n for n, m in self._masks.items() if known and self.kept_per_layer[n] == m.numel()}
             whole |= {n for n, m in self.tied.items() if bool(m.all())}
             for name, mask in (self._masks | self.tied).items():
                 if name not in multipliers and name not in whole:

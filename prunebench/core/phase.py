@@ -55,8 +55,9 @@ class Phase:
         sparsity in each layer ("even"); None keeps them.
       snapshot: pairs (name, time in this phase): copies of the network taken while training. A time with a
         minus sign counts back from the phase's end ("-1ep"), but not beyond its beginning.
-      keep: which network the phase ends with, the last or the one best in validation top-1.
-      patience: ends the phase when validation top-1 has not risen for this long.
+      keep: which network the phase ends with, the last or the one best in validation.
+      patience: ends the phase when validation has not got better for this long.
+      monitor: what is better in validation, a higher top-1 or a lower loss.
       auxiliary: the phase only serves the next pruning event: its end is no row in the table of rounds. What
         it costs is counted.
     """
@@ -75,6 +76,7 @@ class Phase:
     snapshot: tuple[tuple[str, str], ...] = ()
     keep: Literal["last", "best"] = "last"
     patience: str | None = None
+    monitor: Literal["top1", "loss"] = "top1"
     auxiliary: bool = False
 
     @property

@@ -1,6 +1,7 @@
 """The state of one run, and nothing else: what a checkpoint holds."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -47,7 +48,7 @@ class Clock:
     norm_drop: float = 0.0  # ||W - W^p|| / ||W|| at the last pruning event, all weights and biases
     pruned: float = 0.0  # share of the alive prunable weights removed at the last event
     stop_phase: bool = False  # a method or the patience rule may end the phase
-    best: float = -1.0  # best validation top-1 in this phase
+    best: float = -math.inf  # best validation in this phase: top-1, or minus the loss
     best_step: int = 0  # step of the phase at which it was reached
     max_lr: float = 0.0  # largest learning rate in this phase so far
 
@@ -60,7 +61,7 @@ class Clock:
         """Move to the start of the next phase."""
         self.phase += 1
         self.step = self.steps = self.best_step = 0
-        self.stop_phase, self.best, self.max_lr = False, -1.0, 0.0
+        self.stop_phase, self.best, self.max_lr = False, -math.inf, 0.0
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ class Run:
 
     def set_masks(self, masks: Masks) -> None:
         """Replace the masks, and zero weights and optimizer state of what is pruned now."""
-        masks.inherit_(self.masks)
-        self.masks = masks
+        self.replace_masks(masks)
         masks.zero_weights_(self.model)
         if self.optimizer is not None:
             masks.zero_optimizer_(self.model, self.optimizer)
@@ -191,6 +191,11 @@ class Run:
         if self.shrunk is not None:
             self.update_model()
             self.shrunk, self.network = None, self.model
+
+    def replace_masks(self, masks: Masks) -> None:
+        """Replace the masks alone, for methods without hard masks, which zero weights when they want it."""
+        masks.inherit_(self.masks)
+        self.masks = masks
 
     def initial_state(self) -> dict[str, Tensor]:
         """State dict that the run started from."""

@@ -40,6 +40,11 @@ class Unit:
             return torch.tensor(self.layout[name, dim])
         return torch.arange(self.size).repeat_interleave(length // self.size)
 
+    def entries(self, tensor: Tensor, name: str, dim: int) -> int:
+        """Entries of a tensor that belong to channels of the unit."""
+        places = self.places(name, dim, tensor.shape[dim])
+        return tensor.numel() // len(places) * int((places >= 0).sum())
+
 
 @dataclass(frozen=True)
 class Junction:
@@ -166,12 +171,9 @@ def model_units(
 
 def _broadcast(channels: Tensor, tensor: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
     """Values of channels shaped to multiply `tensor` along a dimension; 0 (False) where no channel lies."""
-    name, dim = entry
-    places = unit.places(name, dim, tensor.shape[dim]).to(channels.device)
-    shape = [1] * tensor.ndim
-    shape[dim] = tensor.shape[dim]
-    zero = torch.zeros((), dtype=channels.dtype, device=channels.device)
-    return torch.where(places >= 0, channels[places], zero).to(tensor.device).view(shape)
+    places = unit.places(*entry, tensor.shape[entry[1]]).to(channels.device)
+    shape = [-1 if dim == entry[1] else 1 for dim in range(tensor.ndim)]
+    return torch.where(places >= 0, channels[places], channels.new_zeros(())).to(tensor.device).view(shape)
 
 
 def _over_channels(rows: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
@@ -193,11 +195,11 @@ def _over_channels(rows: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
 
 
 def unit_scores(scores: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
-    """Unit name -> score of each channel: the sum over all weights that make it."""
+    """Unit name -> score of each channel: what `scores` has under that name, or the sum over its weights."""
     result = {}
     for unit in units:
-        total = None
-        for name, dim in unit.made_by:
+        total = scores.get(unit.name)
+        for name, dim in unit.made_by if total is None else ():
             if name in scores:
                 s = scores[name] if scores[name].dtype == torch.float64 else scores[name].float()
                 s = _over_channels(s.movedim(dim, 0), unit, (name, dim))
@@ -222,17 +224,11 @@ def spread_over_weights(
     result = {}
     for unit in units:
         entries = [(n, dim) for n, dim in unit.made_by if n in weights]
-        count = sum(_share_of(weights[n], unit, (n, dim)) for n, dim in entries) // unit.size
+        count = sum(unit.entries(weights[n], n, dim) for n, dim in entries) // unit.size
         for name, dim in entries:
             share = _broadcast(channels[unit.name] / count, weights[name], unit, (name, dim))
             result[name] = share.expand_as(weights[name]).clone()
     return result
-
-
-def _share_of(weight: Tensor, unit: Unit, entry: tuple[str, int]) -> int:
-    """Entries of the weight that make channels of the unit."""
-    length = weight.shape[entry[1]]
-    return weight.numel() // length * int((unit.places(*entry, length) >= 0).sum())
 
 
 def alive_channels(masks: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
@@ -262,7 +258,7 @@ def select_units(
     The score of a channel is the sum over all weights that make it, in every layer of its unit.
 
     Args:
-      scores: parameter name -> score of the parameter's shape.
+      scores: parameter name -> score of the parameter's shape, or unit name -> score of each channel.
       sparsity: share of the channels to remove, in [0, 1).
       units: from `model_units`.
       allocation: "global", "lamp", "uniform", a function, or the sparsity of every unit.
@@ -289,12 +285,15 @@ def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable
     have no effect; they are masked too, and the counts are those of the physically smaller network.
     """
     params = dict(model.named_parameters())
-    full = {n: torch.ones_like(p, dtype=torch.bool) for n, p in params.items()}
+    factors: dict[str, Tensor] = {}  # what several units say of a tensor, in its few dimensions that matter
     for unit in model.units():
         if unit.name in alive:
-            for name, dim in unit.made_by + unit.used_by:
-                if name in params:
-                    full[name] &= ~_broadcast(~alive[unit.name], params[name], unit, (name, dim))
-    prunable = list(prunable)
-    tied = {n: m for n, m in full.items() if n not in prunable and not bool(m.all())}
+            for entry in unit.made_by + unit.used_by:
+                if (name := entry[0]) in params:
+                    keep = ~_broadcast(~alive[unit.name], params[name], unit, entry)
+                    factors[name] = factors[name] & keep if name in factors else keep
+    prunable, whole = list(prunable), torch.ones((), dtype=torch.bool)
+    names = dict.fromkeys((*prunable, *factors))
+    full = {n: torch.empty_like(params[n], dtype=torch.bool).copy_(factors.get(n, whole)) for n in names}
+    tied = {n: m for n, m in full.items() if n not in prunable and not bool(factors[n].all())}
     return Masks({n: full[n] for n in prunable}, tied)

@@ -86,10 +86,9 @@ class DPF(Latent):
             sizes = dict(zip(self.raw, torch._foreach_abs(list(self.raw.values()))))
             sparsity = self.sparsity_at(time, run.clock.steps, run.goal)
             masks = ranked(sizes, sparsity, allocation=self.allocation)
-            run.masks = parallel.from_first_rank(masks, run.world)
-        zero = params[0].new_zeros(())
-        for p, raw, mask in zip(params, self.raw.values(), run.masks.values()):
-            torch.where(mask, raw, zero, out=p)
+            run.replace_masks(parallel.from_first_rank(masks, run.world))
+        torch._foreach_copy_(params, list(self.raw.values()))
+        run.masks.zero_weights_(run.model)
 
     def sparsity_at(self, time: int, steps: int, goal: float) -> float:
         """Sparsity after step `time`, from 1, of a phase of so many steps.

@@ -188,10 +188,11 @@ class PLATON(Method):
                 run.optimizer.step()
             else:
                 run.optimizer.step()
-                sensitivity = torch._foreach_mul(weights, gradients)
+                torch._foreach_mul_(gradients, weights)  # nobody needs the gradients any more
+                sensitivity = gradients
             torch._foreach_abs_(sensitivity)
             self.gather_(sensitivity, time)
-            self._zero(run, time, weights)
+            self._zero(run, time)
 
     def _scored(self, run: Run) -> tuple[list[Tensor], list[Tensor]]:
         """Prunable weights and their gradients; 0 where a weight took no part in the batch."""
@@ -243,15 +244,14 @@ class PLATON(Method):
         first = self._stage("t_initial", run, steps)
         return first, steps - first - self._stage("t_final", run, steps)
 
-    def _zero(self, run: Run, time: int, weights: list[Tensor]) -> None:
+    def _zero(self, run: Run, time: int) -> None:
         run.zeros_hold = self.zeroes(run, time) or time <= self._span(run)[0]
         if not self.zeroes(run, time):
             return
         # in the last stage nothing but a window's end changes scores or sparsity
         if time % self.window == 0 or time == sum(self._span(run)) + 1:
-            run.masks = parallel.from_first_rank(self._masks(run, time), run.world)
-        for w, mask in zip(weights, run.masks.values()):
-            torch.where(mask, w, w.new_zeros(()), out=w)
+            run.replace_masks(parallel.from_first_rank(self._masks(run, time), run.world))
+        run.masks.zero_weights_(run.model)
 
     def _masks(self, run: Run, time: int) -> Masks:
         sparsity, scores = self.sparsity_at(run, time), self.scores()

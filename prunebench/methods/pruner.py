@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunebench.core import parallel
 from prunebench.core.allocation import by_rates, resolve_layers
 from prunebench.core.compact import compact, round_up
+from prunebench.core.masks import Masks
 from prunebench.core.method import Method
 from prunebench.core.phase import LENGTH, Phase
 from prunebench.core.run import Run
@@ -93,6 +94,7 @@ class Pruner(Method):
         self.criterion, self.allocation, self.granularity = criterion, allocation, granularity
         self.layer_rates, self.min_kept, self.iterations = layer_rates, min_kept, iterations
         self.round_to = round_to
+        self._alive: tuple[Masks, dict[str, Tensor]] | None = None  # of these masks, which never change
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """Add the snapshots that the criterion reads to every phase before a pruning event."""
@@ -121,9 +123,8 @@ class Pruner(Method):
 
     def check(self, run: Run, asked: Sequence[float]) -> None:
         """Refuse a granularity, an allocation, a sparsity or a criterion that this network cannot have."""
-        function, options = _unbound(self.criterion)
-        if asked and hasattr(function, "check"):
-            function.check(run, **options)
+        if asked:
+            self.check_criterion(run)
         if self.granularity in ("filter", "neuron"):
             units = model_units(run.model, self.granularity, run.masks)
             sizes, shapes = {u.name: u.size for u in units}, {u.name: (u.size,) for u in units}
@@ -149,6 +150,16 @@ class Pruner(Method):
                     f"{total}; lower the sparsity or min_kept"
                 )
 
+    def check_criterion(self, run: Run) -> None:
+        """Refuse a criterion that cannot work with this network."""
+        function, options = _unbound(self.criterion)
+        if (scored := options.get("granularity", self.granularity)) != self.granularity:
+            raise ValueError(
+                f"criterion.granularity={scored}: must be sparsity.granularity, {self.granularity}"
+            )
+        if hasattr(function, "check"):
+            function.check(run, **options)
+
     def _check_sum(self, kept: int, total: int, sparsity: float, layers: int) -> None:
         """Refuse given sparsities per layer that are not those of a pruning event; each may be rounded."""
         if isinstance(self.allocation, Mapping) and abs(kept - round((1 - sparsity) * total)) > layers:
@@ -160,10 +171,11 @@ class Pruner(Method):
 
     def prune(self, run: Run, sparsity: float) -> None:
         """Set the masks to this sparsity by the criterion's scores."""
-        kept, total = self.channels(run) or (run.masks.kept, run.masks.total)
-        before, after = kept / total, 1 - sparsity
-        for j in range(1, self.iterations):
-            self._prune_once(run, 1 - before * (after / before) ** (j / self.iterations))
+        if self.iterations > 1:
+            kept, total = self.channels(run) or (run.masks.kept, run.masks.total)
+            before, after = kept / total, 1 - sparsity
+            for j in range(1, self.iterations):
+                self._prune_once(run, 1 - before * (after / before) ** (j / self.iterations))
         self._prune_once(run, sparsity)
 
     def _prune_once(self, run: Run, sparsity: float) -> None:
@@ -201,7 +213,10 @@ class Pruner(Method):
         """Channels that are left at filter and neuron granularity, by unit; else None."""
         if self.granularity in ("weight", "kernel"):
             return None
-        return alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
+        if self._alive is None or self._alive[0] is not run.masks:
+            units = model_units(run.model, self.granularity, run.masks)
+            self._alive = (run.masks, alive_channels(run.masks, units))
+        return self._alive[1]
 
     def channels(self, run: Run) -> tuple[int, int] | None:
         """Channels kept and in all, at filter and neuron granularity; else None."""

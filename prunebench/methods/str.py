@@ -90,24 +90,32 @@ class STR(Latent):
     def step(self, run: Run) -> None:
         """Carry the gradients over to w and s, update both, and show the effective weights."""
         params = self.effective(run)
-        for p, s in zip(params, self.thresholds):
-            if p.grad is not None:
-                sign, threshold = torch.sign(p), torch.sigmoid(s)  # sign: 0 below the threshold
-                p.grad.mul_(sign)
-                s.grad = p.grad.sum() * (threshold * (threshold - 1))
-                p.grad.mul_(sign)
+        torch._foreach_sign_(params)  # 0 below the threshold; what they held is written anew in the end
+        trained = [(p, s) for p, s in zip(params, self.thresholds) if p.grad is not None]
+        signs, gradients = [p for p, _ in trained], [p.grad for p, _ in trained]
+        torch._foreach_mul_(gradients, signs)
+        for gradient, (_, s) in zip(gradients, trained):
+            threshold = torch.sigmoid(s)
+            s.grad = gradient.sum() * (threshold * (threshold - 1))
+        torch._foreach_mul_(gradients, signs)
         self.step_raw(run, params)
         self._show(run)
         time = run.clock.step + 1
         read = time % self.interval == 0 or time % run.data.steps_per_epoch == 0 or time == run.clock.steps
         run.zeros_hold = read
         if read:
-            run.masks = Masks({n: p != 0 for n, p in zip(self.raw, params)})
+            run.replace_masks(Masks({n: p != 0 for n, p in zip(self.raw, params)}))
 
     @torch.no_grad()
     def _show(self, run: Run) -> None:
-        """Write the effective weights, w - clamp(w, -t, t) with t = sigmoid(s), into the network."""
-        for p, raw, s in zip(self.effective(run), self.raw.values(), self.thresholds):
+        """Write the effective weights, max(w - t, 0) + min(w + t, 0), t = sigmoid(s), into the network."""
+        params = self.effective(run)
+        # gradients that are used up are room for half of the sum: no memory is asked for
+        below = [torch.empty_like(p) if p.grad is None else p.grad for p in params]
+        for p, b, w, s in zip(params, below, self.raw.values(), self.thresholds):
             threshold = torch.sigmoid(s)
-            torch.clamp(raw, -threshold, threshold, out=p)
-            torch.sub(raw, p, out=p)
+            torch.sub(w, threshold, out=p)
+            torch.add(w, threshold, out=b)
+        torch._foreach_clamp_min_(params, 0.0)
+        torch._foreach_clamp_max_(below, 0.0)
+        torch._foreach_add_(params, below)

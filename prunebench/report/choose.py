@@ -113,7 +113,7 @@ def mixed(members: Sequence[Run], by: Sequence[str]) -> dict[str, list[str]]:
     """What differs between the runs of a row at one sparsity besides the seed: key -> values."""
     at: dict[float | None, list[Run]] = {}
     for run in members:
-        at.setdefault(round(run.target, 9) if run.rounds else None, []).append(run)
+        at.setdefault(run.end if run.rounds else None, []).append(run)
     out: dict[str, list[str]] = {}
     for there in at.values():
         for key, values in _within(there).items():

@@ -128,8 +128,7 @@ def write(part: Part, out: Path, options: argparse.Namespace, ending: Sequence[s
         write_csv(made[-1])
     if "md" in formats and part.sheets is not None:
         made.append(out / f"{part.name}.md")
-        nested = [f"  {line}" if line.startswith("- ") else f"- {line}" for line in notes]
-        lines = [*markdown_lines(part.sheets), *nested]
+        lines = [*markdown_lines(part.sheets), *(f"- {line}" for line in notes)]
         made[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
     if "latex" in formats and part.sheets is not None:
         made.append(out / f"{part.name}.tex")

@@ -30,7 +30,7 @@ class Reading(NamedTuple):
     model: str
     dataset: str
     seed: Any
-    target: float
+    target: float | None
     phase: str
     cycle: int
     remaining: float
@@ -140,7 +140,7 @@ def write_csv(path: Path, found: Sequence[Reading]) -> None:
 
 def _readings(run: Run, name: str, row: Mapping) -> Iterator[Reading]:
     who = run.identity
-    start = (str(run.directory), name, who["model"], who["dataset"], who["seed"], round(run.target, 9))
+    start = (str(run.directory), name, who["model"], who["dataset"], who["seed"], run.end)
     place = (row["phase"], row["cycle"], 1 - row["sparsity"], row["when"], row["epoch"], row["metric"])
     for key, value in row.items():
         if key not in PLACE and isinstance(value, (int, float)):

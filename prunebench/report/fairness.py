@@ -47,7 +47,7 @@ class Verdict:
         by = f", compared by {', '.join(self.by) or 'sparsity'}" if self.rows > 1 else ""
         head = f"fair? {self.where}: {rows}{by}{self.unknown}"
         if self.findings:
-            return [f"{head}; not equal:", *(f"- {one.aspect}: {one.text}" for one in self.findings)]
+            return [head, *(f"not equal: {one.aspect}: {one.text}" for one in self.findings)]
         return [f"{head}; {self.equal}"]
 
     @property

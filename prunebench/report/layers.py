@@ -49,7 +49,7 @@ def layer_maps(
                 f"{row['metric']}.{n}" for layer in row["layers"] for n in layer if n != "name"
             )
             if row["metric"] == metric:
-                who = (run.identity["model"], run.identity["dataset"], label, round(run.target, 9))
+                who = (run.identity["model"], run.identity["dataset"], label, run.end)
                 groups.setdefault(who, []).append(row)
     if asked != SPARSITY and asked not in known:
         what = (
@@ -60,8 +60,9 @@ def layer_maps(
     ends_of = {who[:3]: [other for other in groups if other[:3] == who[:3]] for who in groups}
     where = {who[:2] for who in groups}
     out = []
-    for who in sorted(groups):
-        title = who[2] + (f" target={who[3]:.6g}" if len(ends_of[who[:3]]) > 1 else "")
+    for who in sorted(groups, key=lambda who: (*who[:3], -1.0 if who[3] is None else who[3])):
+        asked_end = "null" if who[3] is None else f"{who[3]:.6g}"
+        title = who[2] + (f" target={asked_end}" if len(ends_of[who[:3]]) > 1 else "")
         title += f"\n{who[0]} on {who[1]}" if len(where) > 1 else ""
         out.append(_layer_map(title, groups[who], name or SPARSITY))
     return [layer_map for layer_map in out if layer_map.layers]

@@ -42,7 +42,7 @@ def learning_rates(runs: Sequence[Run], names: Sequence[str]) -> list[Rates]:
     chosen: dict[tuple, tuple[tuple, Run]] = {}
     for run, name in zip(runs, names):
         key = (run.identity["model"], run.identity["dataset"], name)
-        deep = run.target if run.rounds else 0.0
+        deep = (run.target or 0.0) if run.rounds else 0.0
         order = (run.status != "done", -deep, run.identity["seed"], str(run.directory))
         if key not in chosen or order < chosen[key][0]:
             chosen[key] = (order, run)

@@ -56,8 +56,8 @@ class Run:
         return range(len(self.rounds))[-1:] if self.is_control else range(len(self.rounds))
 
     @property
-    def target(self) -> float:
-        """Sparsity asked at the end of the plan, a fraction."""
+    def target(self) -> float | None:
+        """Sparsity asked at the end of the plan, a fraction; None where it is the method's outcome."""
         if self.status == "partial":
             target, rate, rounds = (
                 self.identity.get(f"sparsity.{key}") for key in ("target", "rate", "rounds")
@@ -67,6 +67,11 @@ class Run:
             if rate is not None and rounds is not None:
                 return 1 - (1 - rate) ** rounds
         return self.rounds[-1]["asked"]
+
+    @property
+    def end(self) -> float | None:
+        """The target as a key: equal to about 1e-9."""
+        return None if self.target is None else round(self.target, 9)
 
     @cached_property
     def configuration(self) -> Mapping[str, str] | None:

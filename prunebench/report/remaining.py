@@ -202,12 +202,14 @@ def _rows(name: str, members: Sequence[Run], shares: Sequence[Share], metric: st
     the same column, on their ways to different ends, they are no seeds of one another and stay apart; dense
     training before any pruning is the same for all.
     """
-    by_target: dict[float, list[Run]] = {}
+    by_target: dict[float | None, list[Run]] = {}
     for run in members:
-        by_target.setdefault(round(run.target, 9), []).append(run)
+        by_target.setdefault(run.end, []).append(run)
     rows = []
-    for target, runs in sorted(by_target.items()):
-        label = f"{name} target={target:.6g}" if len(by_target) > 1 else name
+    for target in sorted(by_target, key=lambda t: -1.0 if t is None else t):
+        runs = by_target[target]
+        asked = "null" if target is None else f"{target:.6g}"
+        label = f"{name} target={asked}" if len(by_target) > 1 else name
         rows.append(Row(label, runs, [_cell(runs, share, metric) for share in shares]))
     if all(map(_one_thing, zip(*(row.cells for row in rows)))):
         return [Row(name, list(members), [_cell(members, share, metric) for share in shares])]

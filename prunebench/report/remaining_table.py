@@ -105,9 +105,7 @@ def notes(
     ]
     if any(cell.n > 1 for cell in odd):
         out.append("in brackets: the seeds of a cell where they are not the row's n")
-    joined = {
-        row.label for panel in panels for row in panel.rows if len({round(r.target, 9) for r in row.runs}) > 1
-    }
+    joined = {row.label for panel in panels for row in panel.rows if len({r.end for r in row.runs}) > 1}
     if joined:
         out.append(
             f"{', '.join(sorted(joined))}: runs to several sparsities, in each column those that pass it"

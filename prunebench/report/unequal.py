@@ -72,7 +72,7 @@ def options(rows: Rows, told: Told) -> Iterable[Finding]:
         part = _that_retrain(rows) if key.startswith("retrain.") else rows
         if not _several(_runs(part), key) or not differs(_runs(part), key):
             continue
-        values = {name: {value_of(run, key) for run in part[name]} for name in part}
+        values = {name: {_known(run, key) for run in part[name]} for name in part}
         if unlike(values) and not _compared_by(key, values, told):
             texts.setdefault(aspect, []).append(f"{key} {folded(rows_by_value(part, values))}")
     for aspect, parts in texts.items():
@@ -112,7 +112,8 @@ def costs(rows: Rows) -> Iterable[Finding]:
         return
     for name, members in pruned.items():
         for run in members:
-            at.setdefault(round(run.target, 9), {}).setdefault(name, []).append(run)
+            if run.end is not None:
+                at.setdefault(run.end, {}).setdefault(name, []).append(run)
     shared = {target: there for target, there in at.items() if len(there) > 1}
     if not shared:
         yield Finding("training cost", "cannot be compared, no two rows end at the same sparsity")
@@ -146,10 +147,10 @@ def costs(rows: Rows) -> Iterable[Finding]:
 
 def seeds(rows: Rows) -> Iterable[Finding]:
     """Seeds that are not the same in every row and at every sparsity."""
-    by: dict[tuple[str, float], set] = {}
+    by: dict[tuple[str, float | None], set] = {}
     for name, members in rows.items():
         for run in members:
-            by.setdefault((name, round(run.target, 9)), set()).add(run.identity["seed"])
+            by.setdefault((name, run.end), set()).add(run.identity["seed"])
     sets: dict[str, list[str]] = {}
     for (name, _), there in by.items():
         sets.setdefault(",".join(map(str, sorted(there, key=str))), []).append(name)
@@ -163,8 +164,8 @@ def within(rows: Rows) -> Iterable[Finding]:
     for name, members in rows.items():
         by: dict[float, list[float]] = {}
         for run in members:
-            if value_of(run, "protocol.patience") in ("null", "default"):
-                by.setdefault(round(run.target, 9), []).append(run.totals.get("cost.samples") or 0)
+            if value_of(run, "protocol.patience") in ("null", "default") and run.end is not None:
+                by.setdefault(run.end, []).append(run.totals.get("cost.samples") or 0)
         for target, images in sorted(by.items()):
             low, high = min(images), max(images)
             if low and high / low > 1 + EQUAL_COST:
@@ -174,6 +175,12 @@ def within(rows: Rows) -> Iterable[Finding]:
     if texts:
         more = f" and {len(texts) - NAMED} more rows" if len(texts) > NAMED else ""
         yield Finding("within a row", "; ".join(texts[:NAMED]) + more)
+
+
+def _known(run: Run, key: str) -> str:
+    """The value of an option; of the place of the data the last part: every machine has its own place."""
+    value = value_of(run, key)
+    return value.rstrip("/").rpartition("/")[2] if key == "dataset.root" else value
 
 
 def unlike(values: Mapping[str, set[str]]) -> bool:

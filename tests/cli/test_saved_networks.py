@@ -37,6 +37,24 @@ def test_a_structured_run_leaves_a_smaller_network_that_computes_the_same(struct
     assert row["shrunk_macs"] == shrunk["macs"] and row["measured_speedup_64"] > 0
 
 
+def test_networks_of_timm_are_trained_saved_and_loaded_smaller(prune, runs):
+    timm = ("model=timm", "model.name=test_resnet", "dataset.size=32", "dataset.train_images=64")
+    assert prune(*timm, "sparsity=filter", "trainer.shrink=true").code == 0
+    (directory,) = runs()
+    small, masked = load_network(directory), load_network(directory, shrunk=False)
+    final = json.loads((directory / "result.json").read_text())["final"]
+    assert sum(p.numel() for p in small.parameters()) == final["params"] < final["params_total"]
+    x = torch.randn(3, small.in_channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), masked(x), rtol=1e-4, atol=1e-5)  # sums in another order
+
+
+def test_timm_networks_that_cannot_be_cut_are_refused_before_training(prune, runs):
+    refused = prune("model=timm", "model.name=test_nfnet", "dataset.size=64", "sparsity=filter")
+    assert refused.code == 2 and "model.name=test_nfnet: filters and neurons cannot be pruned" in refused.line
+    assert runs() == []
+
+
 def test_a_run_of_single_weights_leaves_none(prune, runs):
     assert prune().code == 0
     (directory,) = runs()

@@ -39,8 +39,8 @@ BELOW = {
     "assembly": {"compression", "core", "data", "machine"},
     "describe": {"compression", "core", "machine"},
 }
-TOP = {"cli", "launch", "config", "experiment", "explain", "oracle"}  # may import everything
-KNOW_HYDRA = {"config.py", "launch.py", "explain.py"}
+TOP = {"cli", "launch", "config", "experiment", "explain", "oracle", "sweep"}  # may import everything
+KNOW_HYDRA = {"config.py", "launch.py", "explain.py", "sweep.py"}
 HEAVY = {"torchvision", "timm", "matplotlib", "torch_pruning", "sklearn", "scipy", "pandas"}
 HEAVY |= {"tensorboard", "wandb", "mlflow", "onnx", "onnxscript", "onnxruntime"}
 

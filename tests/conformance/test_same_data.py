@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from prunebench.core.units import model_units
 from tests.conformance import kit
 
-CRITERIA = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "criterion").glob("*.yaml"))
+CRITERIA_FILES = Path(__file__).parents[2] / "conf" / "criterion"
+CRITERIA = sorted(p.stem for p in CRITERIA_FILES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
@@ -60,7 +62,9 @@ def look_back(run, score):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scoring_leaves_mode_gradients_statistics_and_randomness_as_they_were(criterion, training):
     case = next(c for c in kit.cases() if c.method == "one_shot")
-    configuration = kit.tiny(case, "wrn", f"criterion={criterion}")
+    of_channels = "${sparsity.granularity}" in (CRITERIA_FILES / f"{criterion}.yaml").read_text()
+    grain = ("sparsity=filter",) if of_channels else ()
+    configuration = kit.tiny(case, "wrn", f"criterion={criterion}", *grain)
     if criterion == "none":
         with pytest.raises(ValueError, match="criterion=none"):
             kit.assemble(configuration)
@@ -76,6 +80,9 @@ def test_scoring_leaves_mode_gradients_statistics_and_randomness_as_they_were(cr
     before = everything(run)
     scores = score(run)
     assert kit.differences(before, everything(run)) == []
-    assert set(scores) == set(run.masks)
-    assert all(scores[n].shape == m.shape and bool(scores[n].isfinite().all()) for n, m in run.masks.items())
+    shapes = {n: m.shape for n, m in run.masks.items()}
+    if of_channels:
+        shapes = {u.name: (u.size,) for u in model_units(run.model, "filter", run.masks)}
+    assert set(scores) == set(shapes)
+    assert all(scores[n].shape == s and bool(scores[n].isfinite().all()) for n, s in shapes.items())
     assert kit.differences(scores, score(run)) == []

@@ -7,7 +7,7 @@ from torch import nn
 from prunebench.core.loop import Sink, fit
 from prunebench.core.phase import Phase
 from prunebench.methods.gmp import GMP
-from tests.unit.test_rigl import run_of, sgd
+from tests.unit.moving import run_of, sgd
 
 torch.set_num_threads(1)
 

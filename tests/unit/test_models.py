@@ -14,6 +14,7 @@ from torch import nn
 from prunebench.core.compact import compact
 from prunebench.core.units import PrunableModel, prunable_names
 from prunebench.models.conv import Conv
+from prunebench.models.dropnet import DropNetModel
 from prunebench.models.layers import PointwiseConv2d, has_unsafe_strided_1x1
 from prunebench.models.lenet import LeNet5, LeNet300
 from prunebench.models.resnet import PadShortcut, ResNet, resnet, resnet_cifar
@@ -39,6 +40,9 @@ COUNTS = [
     (Conv, {"depth": 2} | CIFAR, 4_301_642, 4_300_992),
     (Conv, {"depth": 4} | CIFAR, 2_425_930, 2_425_024),
     (Conv, {"depth": 6} | CIFAR, 2_262_602, 2_261_184),
+    (DropNetModel, {"variant": "A"} | MNIST, 33_450, 33_360),
+    (DropNetModel, {"variant": "B"} | MNIST, 68_938, 68_800),
+    (DropNetModel, {"variant": "C"} | CIFAR, 394_058, 393_408),
     (resnet_cifar, {"depth": 20} | CIFAR, 269_722, 268_336),
     (resnet_cifar, {"depth": 32} | CIFAR, 464_154, 461_872),
     (resnet_cifar, {"depth": 56} | CIFAR, 853_018, 848_944),
@@ -115,6 +119,9 @@ SMALL = {
     "lenet5_lecun": (LeNet5, {"variant": "lecun"}),
     "conv4": (Conv, {"depth": 4}),
     "conv6": (Conv, {"depth": 6}),
+    "dropnet_a": (DropNetModel, {"variant": "A"}),
+    "dropnet_b": (DropNetModel, {"variant": "B"}),
+    "dropnet_c": (DropNetModel, {"variant": "C"}),
     "resnet20": (resnet_cifar, {"depth": 20}),
     "resnet20_b": (resnet_cifar, {"depth": 20, "option": "B"}),
     "resnet18": (resnet, {"depth": 18, "widths": {f"layer{i}": 6 + i for i in (1, 2, 3, 4)}}),
@@ -301,6 +308,14 @@ def test_vit_equals_timm_with_its_weights():
         torch.testing.assert_close(
             ours(x), theirs(x), rtol=1e-5, atol=1e-5
         )  # one matrix product against three
+
+
+def test_dropnet_models_start_from_glorot_uniform():
+    torch.manual_seed(0)
+    model = DropNetModel("C", **CIFAR)
+    limit = (6 / (64 * 9 + 128 * 9)) ** 0.5
+    assert 0.99 * limit < float(model.conv3.weight.detach().abs().max()) <= limit
+    assert int(torch.count_nonzero(model.conv3.bias)) == 0
 
 
 def test_option_a_pads_both_sides_of_the_channels():

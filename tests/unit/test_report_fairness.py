@@ -122,7 +122,7 @@ def test_strict_prints_everything_and_exits_with_1(tmp_path, capsys):
     two_rows(tmp_path, lr=0.05)
     assert main([str(tmp_path), "--no-plot", "--strict", "--out", str(tmp_path / "out")]) == 1
     shown = capsys.readouterr()
-    assert "- optimizer: optimizer.lr 0.1 (imp), 0.05 (lth)" in shown.out
+    assert "\nnot equal: optimizer: optimizer.lr 0.1 (imp), 0.05 (lth)\n" in shown.out
     assert shown.err == "prune-report: --strict: not equal: lenet300 on digits: optimizer\n"
     assert "optimizer.lr 0.1 (imp)" in (tmp_path / "out" / "report.md").read_text()
     assert main([str(tmp_path), "--no-plot", "--out", str(tmp_path / "out")]) == 0

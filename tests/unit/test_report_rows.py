@@ -217,9 +217,7 @@ def test_a_heading_pools_no_dense_controls_that_differ(tmp_path, capsys):
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "lenet300 on digits (dense top-1: 90.00 to 95.00, not one control)"
     text = (tmp_path / "report.md").read_text()
-    assert (
-        "\n  - dense control: 90.00 % (imp), 95.00 % (lth)\n" in text
-    )  # below its line, as a list of its own
+    assert "\n- not equal: dense control: 90.00 % (imp), 95.00 % (lth)\n" in text
 
 
 def test_options_that_are_not_recorded_are_not_taken_for_equal(tmp_path, capsys):

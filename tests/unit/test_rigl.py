@@ -1,6 +1,5 @@
 """RigL and its relatives: the card's worked numbers, and a slow update written from the paper's text."""
 
-import json
 import math
 import os
 from itertools import pairwise
@@ -9,60 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from prunebench.core.loop import Sink, fit
+from prunebench.core.loop import Sink
 from prunebench.core.masks import Masks
-from prunebench.core.phase import Phase
-from prunebench.core.run import Run
 from prunebench.methods.rigl import RigL
 from prunebench.methods.set import SET
 from prunebench.methods.sparse_training import SparseTraining
 from prunebench.methods.static import Static
 from prunebench.ramps import FALLS
 from tests.conformance import kit
+from tests.unit.moving import Follow, layers, run_of, sgd, train
 
 torch.set_num_threads(1)
 
 THETA = [0.9, -0.05, 0.4, 0, 0, -0.7, 0.1, 0, 0, 0]  # rigl 7.6
 MASK = [1, 1, 1, 0, 0, 1, 1, 0, 0, 0]
 GRADIENT = [0.1, 0.8, -0.3, 0.5, -0.9, 0.2, 0.05, 0.6, -0.4, 0.05]
-
-
-class Images:
-    """Random images of ten numbers, four to a batch."""
-
-    steps_per_epoch, batch_size, sizes = 3, 4, {"train": 12}
-
-    def __init__(self):
-        rng = torch.Generator().manual_seed(0)
-        self.x, self.y = torch.randn(12, 10, generator=rng), torch.arange(12) % 3
-
-    def batch(self, seed, step, *, rank=0, world=1):
-        start = step % 3 * 4
-        return self.x[start : start + 4], self.y[start : start + 4]
-
-
-def run_of(*layers, seed=0):
-    torch.manual_seed(seed)
-    model = nn.Sequential(*layers)
-    names = [n for n, p in model.named_parameters() if p.ndim > 1]
-    return Run(model=model, data=Images(), loss_fn=nn.CrossEntropyLoss(), prunable=names, seed=0)
-
-
-def sgd(run, method, momentum=0.9, **options):
-    optimizer = torch.optim.SGD(
-        run.model.parameters(), lr=0.1, momentum=momentum, weight_decay=1e-3, **options
-    )
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
-
-
-def train(method, run, *, length="24it", reach=0.6, observer=None):
-    plan = method.plan([Phase("train", length, lambda p: 1.0, within=True, reach=reach)])
-    method.check(run, [reach])
-    method.attach(run)
-    fit(plan, run, method, sgd, observer or Sink())
-    return run
 
 
 def card(fraction):
@@ -133,35 +93,6 @@ def reference_update(weight, mask, gradient, fraction):
     free = sorted((i for i in flat if i not in kept), key=lambda i: (-abs(g[i]), i))
     new = kept | set(free[:count])
     return torch.tensor([i in new for i in flat]).view(mask.shape)
-
-
-class Follow(Sink):
-    """Looks at masks before and after every step, and what an update must leave."""
-
-    def __init__(self):
-        self.changed, self.counts, self.wrong = [], [], []
-
-    def entered(self, run, method, phase):
-        self.before = run.masks
-
-    def after_step(self, run, method, phase, loss):
-        self.counts.append(run.masks.kept_per_layer)
-        params = dict(run.model.named_parameters())
-        if run.masks is not self.before:
-            self.changed.append(run.clock.step - 1)
-            for name, mask in run.masks.items():
-                new = mask & ~self.before[name]
-                state = run.optimizer.state.get(params[name], {}).values()
-                tensors = [params[name].detach(), *(t for t in state if t is not None and t.ndim)]
-                self.wrong += [name for t in tensors if bool((t[new] != 0).any())]
-        recounted = {n: int(m.sum()) for n, m in run.masks.items()}
-        self.wrong += [n for n, k in recounted.items() if k != run.masks.kept_per_layer[n]]
-        self.wrong += [n for n, m in run.masks.items() if bool((params[n][~m] != 0).any())]
-        self.before = run.masks
-
-
-def layers():
-    return nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)
 
 
 @pytest.mark.parametrize("replaces", [True, False])
@@ -302,85 +233,3 @@ def test_a_run_that_gathers_gradients_resumes_to_the_same_end(tmp_path, monkeypa
         resumed = kit.recorded(overrides, tmp_path / str(total)).fit()
         assert kit.differences(kit.state_of(whole), kit.state_of(resumed)) == []
         assert kit.differences(kit.on_disk(tmp_path / "whole"), kit.on_disk(tmp_path / str(total))) == []
-
-
-READS = {  # steps whose dense gradient is read: RigL's updates with 4 weight steps in between, until t = 28
-    "static": set(),
-    "set": set(),
-    "rigl": {0, 5, 10, 15, 20, 25, 30},
-    "snfs_rigl": set(range(38)),
-}
-
-
-@pytest.mark.parametrize("method", READS)
-def test_the_training_cost_is_that_of_the_cards_ledger(method, tmp_path):
-    """An image costs 3 f_S, and 2 f_S + f_D where the dense gradient is read; batches of 20, 20 and 8."""
-    parts = kit.recorded(kit.tiny(kit.Case(method), "lenet300"), tmp_path).fit()
-    cost = json.loads((tmp_path / "result.json").read_text())["cost"]
-    sparse, dense = parts.run.masks.kept, parts.run.masks.total
-    expected = 0
-    for step in range(38):
-        image = 2 * sparse + dense if step in READS[method] else 3 * sparse
-        expected += (20, 20, 8)[step % 3] * image
-    assert cost["train_macs"] == expected
-
-
-def test_the_mean_cost_of_rigl_is_the_formula_of_the_paper():
-    """f_S = .2 f_D and interval 100: .60792 f_D a step (metrics 6), over whole periods."""
-    run = run_of(*layers())
-    method = RigL(anneal="constant", until=1.0)
-    run.goal, run.clock.steps = 0.8, 10_100
-    run.set_masks(Masks({n: torch.rand(m.shape) < 0.5 for n, m in run.masks.items()}))
-    for p in run.model.parameters():
-        p.grad = torch.zeros_like(p)
-    mean = sum(method.train_macs(run, s, 200, 1000) for s in range(10_100)) / 10_100 / 1000
-    assert mean == pytest.approx((3 * 0.2 * 100 + 2 * 0.2 + 1) / 101, rel=1e-12)
-    assert mean == pytest.approx(0.60792, abs=5e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"interval": 0}, "interval=0: must be at least 1"),
-        ({"drop_fraction": 3.0}, r"drop_fraction=3.0: must lie in \[0, 1\]"),
-        ({"anneal": "step"}, "anneal=step: must be one of cosine, constant, linear, inverse_power"),
-        ({"begin": 1.0}, r"begin=1.0: must lie in \[0, 1\)"),
-        ({"until": 1.5}, "until=1.5: must lie in"),
-        ({"begin": 0.5, "until": 0.5}, "until=0.5: must lie in"),
-        ({"batches": 0}, "batches=0: must be 1 or more"),
-    ],
-)
-def test_options_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        RigL(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"interval": 24}, "method.interval=24: 24 steps between updates, but training has 24"),
-        ({"interval": 20, "begin": 0.1, "until": 0.5}, "no update falls between"),
-        ({"interval": 22, "until": 1.0}, "no training follows it; lower method.until"),
-        ({"interval": 3, "batches": 5}, "method.batches=5: must be at most 4"),
-        ({"allocation": "global"}, "sparsity.allocation=global: ranks layers"),
-        ({"allocation": {"*": 0.5}, "interval": 3}, "leaves 52 of 104 weights"),
-    ],
-)
-def test_what_cannot_work_with_this_training_is_refused_before_it(options, message):
-    with pytest.raises(ValueError, match=message):
-        train(RigL(**options), run_of(*layers()))
-
-
-def test_sparsities_of_layers_can_be_given():
-    run = train(RigL(interval=3, allocation={"*": 0.5, "2.weight": 0.75}), run_of(*layers()), reach=58 / 104)
-    assert run.masks.kept_per_layer == {"0.weight": 40, "2.weight": 6}
-
-
-def test_the_masks_found_stay_in_a_control(tmp_path):
-    overrides = kit.tiny(kit.Case("rigl"), "lenet300", "protocol.control=reinit")
-    parts = kit.recorded(overrides, tmp_path).fit()
-    rows = json.loads((tmp_path / "result.json").read_text())["rounds"]
-    assert [r["phase"] for r in rows] == ["train", "control"]
-    assert rows[0]["kept"] == rows[1]["kept"] == round(0.2 * parts.run.masks.total)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert not [r for r in lines if r["phase"] == "control" and "mask_updates" in r]

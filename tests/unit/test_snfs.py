@@ -8,7 +8,7 @@ from torch import nn
 
 from prunebench.core.masks import Masks
 from prunebench.methods.snfs import SNFS, moved, normalised, spread_out
-from tests.unit.test_rigl import Follow, run_of, train
+from tests.unit.moving import Follow, run_of, train
 
 torch.set_num_threads(1)
 
