@@ -20,6 +20,7 @@ def during_training(
     multiplier: float = 1.0,
     keep: Keep = "last",
     patience: str | None = None,
+    monitor: Literal["top1", "loss"] = "top1",
     control: Control = "none",
     before: str | None = None,
     peak: float | None = None,
@@ -37,10 +38,11 @@ def during_training(
         outcome it is.
       dense: length of training, as of the dense control.
       multiplier: the phase is so many times as long as `dense`, above 0.
-      keep: end with the last network, or the one best in validation top-1 among those that have the target
+      keep: end with the last network, or the one best in validation among those that have the target
         sparsity, with the masks that it had.
-      patience: end early when validation top-1 has not risen for this long, counted from where the target
+      patience: end early when validation has not got better for this long, counted from where the target
         sparsity was reached.
+      monitor: what is better in validation, a higher top-1 or a lower loss.
       control: add a phase "control" of the same length and schedule that trains the masks found, which stay,
         from new weights (reinit) or from those of the run's start (init).
       before: length of dense training that comes first, under the same schedule; for methods that prune a
@@ -50,7 +52,7 @@ def during_training(
     Raises:
       ValueError: if an option is out of range.
     """
-    check_common(dense, keep, patience)
+    check_common(dense, keep, patience, monitor)
     check_choice("protocol.control", control, Control)
     if target is not None and not 0.0 < target < 1.0:
         raise ValueError(f"sparsity.target={target}: must lie in (0, 1); for 0 choose method=dense")
@@ -65,13 +67,10 @@ def during_training(
         )
     length = times(dense, multiplier)
     trained = [] if before is None else [Phase("dense", before, schedule)]
-    train = Phase(
-        "train", length, schedule, within=True, reach=target, peak=peak, keep=keep, patience=patience
-    )
+    ends = {"keep": keep, "patience": patience, "monitor": monitor}
+    train = Phase("train", length, schedule, within=True, reach=target, peak=peak, **ends)
     if control == "none":
         return [*trained, train]
     weights = "random" if control == "reinit" else "init"
-    again = Phase(
-        "control", length, schedule, weights=weights, uncontrolled="keep", keep=keep, patience=patience
-    )
+    again = Phase("control", length, schedule, weights=weights, uncontrolled="keep", **ends)
     return [*trained, train, again]

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# DropNet's metrics on model C: minimum, maximum, random and APoZ, layer by layer (layer/) and over all layers
-# (global/), at twelve levels, the form of figure 9 of arXiv 2207.06646; and new initial weights in the place of the
-# old ones at one level. The columns of the first table are shares of weights, the rounds of the second are named by
-# the share of filters that is gone. Runs that never begin to learn are in the means, as in the paper; report.csv
-# has every run.
+# DropNet's metrics on model C: minimum, maximum, random and APoZ, layer by layer (layer/) and over all
+# layers (global/), at twelve levels, the form of figure 9 of arXiv 2207.06646; and new initial weights in the
+# place of the old ones at one level. The columns of the first table are shares of weights, the rounds of the
+# second are named by the share of filters that is gone. Runs that never begin to learn are in the means, as in
+# the paper; report.csv has every run.
 set -euo pipefail
 source "$(dirname "$0")/scale.sh"
 
@@ -14,8 +14,9 @@ case $scale in
     level=2
     ;;
   small)
-    data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=6250 dataset.validation=0.2 trainer.threads=1)
-    setting=(protocol.dense=30ep seed=0,1,2)
+    data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=6250 dataset.validation=0.2)
+    setting=(protocol.dense=20ep trainer.threads=1 seed=0,1,2)
+    setting+=("model.widths={conv1: 32, conv2: 32, conv3: 64, conv4: 64, fc1: 128}") # half as wide
     level=6
     ;;
   paper)

@@ -20,11 +20,10 @@ class DropNet(Pruner):
     """Iterative pruning of filters and neurons by a metric of their activations.
 
     DropNet (Chong Min & Motani 2020, arXiv 2207.06646, algorithm 1): train, score every unit over the
-    training images, drop a share of those that are left, rewind to the initial weights, repeat. The metric is
-    the
-    criterion: mean_activation (minimum, and maximum with criterion.drop), random_channels, apoz, greedy_loss
-    (the Oracle); their layer-wise forms are allocation "uniform", the global ones "global". The protocol says
-    what is rewound to (weights=init) and when training ends early (patience, monitor).
+    training images, drop a share of those that are left, rewind to the initial weights, repeat. The metric
+    is the criterion: mean_activation (minimum, and maximum with criterion.drop), random_channels, apoz,
+    greedy_loss (the Oracle); their layer-wise forms are allocation "uniform", the global ones "global". The
+    protocol says what is rewound to (weights=init) and when training ends early (patience, monitor).
 
     Counts are the paper's: every round drops max(1, int(rate * N)) of the N units that are left, layer by
     layer or over all. Differs from the authors' code, which compares with a threshold one too high and takes
@@ -39,7 +38,7 @@ class DropNet(Pruner):
       rate: share of the units left that a round drops, in (0, 1); null to follow sparsity.target.
       allocation: "uniform" (ranks within each layer) or "global" (over all).
       granularity: "filter" or "neuron".
-      layer_rates: has no effect and must be null.
+      layer_rates: must be null; they belong to an allocation that is not offered here.
       min_kept: units that every layer keeps, at least 1.
 
     Raises:
