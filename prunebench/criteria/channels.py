@@ -87,8 +87,8 @@ def fpgm(run: Run, *, granularity: str) -> dict[str, Tensor]:
     median of its layer can be replaced by the others, whatever its norm.
     Differs: the authors set filters to 0 at the end of every epoch and let them grow back, and their zeroed
     filters count among the others. Here filters are removed at the protocol's pruning events and stay away,
-    and only the channels that are left count, as in the smaller network. With layers that make a channel together,
-    W_j is made of the weights in all of them. Biases and normalisation have no part in the score.
+    and only the channels that are left count, as in the smaller network. With layers that make a channel
+    together, W_j is made of the weights in all of them. Biases and normalisation have no part in the score.
 
     Args:
       granularity: what is pruned, filter or neuron.
