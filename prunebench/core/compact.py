@@ -109,7 +109,10 @@ def cut_down(model: PrunableModel, kept: Kept, widths: dict[str, int]) -> Prunab
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves out the drawing of initial weights that are replaced at once: half of the time of a cut."""
+    """Zeros in place of initial weights that are replaced at once: drawing them is half of the time of a cut.
+
+    Not what memory holds: `trunc_normal_` draws until everything lies within its bounds.
+    """
 
     DRAWING = (Tensor.normal_, Tensor.uniform_, init.kaiming_uniform_, init.uniform_, init.normal_)
 
@@ -118,7 +121,8 @@ class _Undrawn(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in self.DRAWING:
-            return args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
         return func(*args, **kwargs)
 
 

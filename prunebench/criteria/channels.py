@@ -85,11 +85,10 @@ def fpgm(run: Run, *, granularity: str) -> dict[str, Tensor]:
 
     Filter pruning via geometric median (He et al. 2019, arXiv 1811.00250, eq. 4): a filter near the geometric
     median of its layer can be replaced by the others, whatever its norm.
-    Differs: the authors set filters to 0 at the end of every epoch and let them grow back (here they are
-      removed
-    at the protocol's pruning events and stay away), and their zeroed filters count among the others; here
-    only the channels that are left do, as in the smaller network. With layers that make a channel together,
-    W_j is made of the weights in all of them. Biases and normalisation have no part in the score.
+    Differs: the authors set filters to 0 at the end of every epoch and let them grow back, and their zeroed
+    filters count among the others. Here filters are removed at the protocol's pruning events and stay away,
+    and only the channels that are left count, as in the smaller network. With layers that make a channel
+    together, W_j is made of the weights in all of them. Biases and normalisation have no part in the score.
 
     Args:
       granularity: what is pruned, filter or neuron.

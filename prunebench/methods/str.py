@@ -108,14 +108,9 @@ class STR(Latent):
 
     @torch.no_grad()
     def _show(self, run: Run) -> None:
-        """Write the effective weights, max(w - t, 0) + min(w + t, 0), t = sigmoid(s), into the network."""
-        params = self.effective(run)
-        # gradients that are used up are room for half of the sum: no memory is asked for
-        below = [torch.empty_like(p) if p.grad is None else p.grad for p in params]
-        for p, b, w, s in zip(params, below, self.raw.values(), self.thresholds):
+        """Write the effective weights into the network: w less w clamped to [-t, t], t = sigmoid(s)."""
+        for p, w, s in zip(self.effective(run), self.raw.values(), self.thresholds):
             threshold = torch.sigmoid(s)
-            torch.sub(w, threshold, out=p)
-            torch.add(w, threshold, out=b)
-        torch._foreach_clamp_min_(params, 0.0)
-        torch._foreach_clamp_max_(below, 0.0)
-        torch._foreach_add_(params, below)
+            torch.minimum(w, threshold, out=p)  # `clamp` with tensors takes three times as long on a CPU
+            torch.maximum(p, -threshold, out=p)
+            torch.sub(w, p, out=p)
