@@ -20,7 +20,7 @@ from prunebench.hints import fits, name_of
 
 GIVEN_BY_CODE = {
     *("base", "p", "run", "params", "device", "batch_size", "schedule", "retrain_schedule"),
-    *("in_channels", "num_classes", "image_size"),
+    *("in_channels", "num_classes", "image_size", "units"),
 }
 NOT_IN_ID = ("hydra", "out", "plan", "recipe", "metrics", "tracker")
 NOT_IN_ID_OF_TRAINER = (
@@ -28,7 +28,7 @@ NOT_IN_ID_OF_TRAINER = (
     *("share", "store", "quiet"),
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
-LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1}
+LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1, "protocol.monitor": "top1"}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
     *("companion", "metrics", "tracker", "trainer", "experiment"),

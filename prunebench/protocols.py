@@ -21,6 +21,7 @@ from prunebench.rounds import (
 Weights = Literal["keep", "init", "rewind", "random"]
 Control = Literal["none", "reinit", "random_layerwise", "random_global", "random_even"]
 Keep = Literal["last", "best"]
+Monitor = Literal["top1", "loss"]
 Spacing = Literal["geometric", "linear"]
 SHUFFLES = {"reinit": None, "random_layerwise": "layerwise", "random_global": "global", "random_even": "even"}
 
@@ -32,6 +33,7 @@ def dense(
     dense: str,
     keep: Keep = "last",
     patience: str | None = None,
+    monitor: Monitor = "top1",
 ) -> list[Phase]:
     """One phase of training without pruning: the control of every other run.
 
@@ -39,14 +41,15 @@ def dense(
       schedule: learning rate.
       retrain_schedule: not used; every protocol is called with it.
       dense: length of training.
-      keep: end with the last network, or the one best in validation top-1.
-      patience: end early when validation top-1 has not risen for this long.
+      keep: end with the last network, or the one best in validation.
+      patience: end early when validation has not got better for this long.
+      monitor: what tells better in validation, top1 or loss.
 
     Raises:
       ValueError: if an option is out of range.
     """
-    check_common(dense, keep, patience)
-    return [Phase("dense", dense, schedule, keep=keep, patience=patience)]
+    check_common(dense, keep, patience, monitor)
+    return [Phase("dense", dense, schedule, keep=keep, patience=patience, monitor=monitor)]
 
 
 def one_shot(
@@ -60,6 +63,7 @@ def one_shot(
     rewind_to: str = "0it",
     keep: Keep = "last",
     patience: str | None = None,
+    monitor: Monitor = "top1",
     control: Control = "none",
     peaks: list[float] | None = None,
 ) -> list[Phase]:
@@ -69,14 +73,7 @@ def one_shot(
       schedule: learning rate of dense training.
       retrain_schedule: learning rate after pruning.
       target: share of the prunable weights to remove, in [0, 1).
-      dense: length of dense training.
-      retrain: length of retraining; None as in `iterative`.
-      weights: what retraining starts from, as in `iterative`.
-      rewind_to: where in dense training weights=rewind goes back to, before its end.
-      keep: end a phase with the last network, or the one best in validation top-1.
-      patience: end a phase early when validation top-1 has not risen for this long.
-      control: what the round is replaced by, as in `iterative`.
-      peaks: learning rate of dense training and of retraining, as in `iterative`.
+      dense, retrain, weights, rewind_to, keep, patience, monitor, control, peaks: as in `iterative`.
 
     Raises:
       ValueError: if an option is out of range or two do not fit together.
@@ -92,6 +89,7 @@ def one_shot(
         rewind_to=rewind_to,
         keep=keep,
         patience=patience,
+        monitor=monitor,
         control=control,
         peaks=peaks,
     )
@@ -105,6 +103,7 @@ def at_init(
     dense: str,
     keep: Keep = "last",
     patience: str | None = None,
+    monitor: Monitor = "top1",
     control: Control = "none",
 ) -> list[Phase]:
     """One phase: prune the initial network, then train it (SNIP, arXiv 1810.02340).
@@ -116,14 +115,13 @@ def at_init(
       retrain_schedule: not used; every protocol is called with it.
       target: share of the prunable weights to remove, in [0, 1).
       dense: length of training, as of the dense control.
-      keep: end with the last network, or the one best in validation top-1.
-      patience: end early when validation top-1 has not risen for this long.
+      keep, patience, monitor: as in `dense`.
       control: what is trained instead, as in `iterative`: the mask with new weights, or a shuffled one.
 
     Raises:
       ValueError: if an option is out of range.
     """
-    check_common(dense, keep, patience)
+    check_common(dense, keep, patience, monitor)
     check_choice("protocol.control", control, Control)
     if not 0.0 <= target < 1.0:
         raise ValueError(f"sparsity.target={target}: must lie in [0, 1)")
@@ -138,6 +136,7 @@ def at_init(
             shuffle=SHUFFLES.get(control),
             keep=keep,
             patience=patience,
+            monitor=monitor,
         )
     ]
 
@@ -159,6 +158,7 @@ def iterative(
     rewind_to: str = "0it",
     keep: Keep = "last",
     patience: str | None = None,
+    monitor: Monitor = "top1",
     control: Control = "none",
     peaks: list[float] | None = None,
 ) -> list[Phase]:
@@ -189,8 +189,7 @@ def iterative(
       weights: what a round starts from: the pruned weights (keep), those of the start (init) or of step
         `rewind_to` of dense training (rewind), or new ones in every round (random).
       rewind_to: where in dense training weights=rewind goes back to, before its end.
-      keep: end a phase with the last network, or the one best in validation top-1.
-      patience: end a phase early when validation top-1 has not risen for this long.
+      keep, patience, monitor: end of every phase, as in `dense`.
       control: none; reinit (the found mask, new weights); random_layerwise, random_global, random_even (new
         weights and the found mask shuffled within each layer, over all layers, or with equal sparsity in
         every layer; `lottery/branch` of facebookresearch/open_lth).
@@ -203,7 +202,7 @@ def iterative(
     Raises:
       ValueError: if an option is out of range or two do not fit together.
     """
-    check_common(dense, keep, patience)
+    check_common(dense, keep, patience, monitor)
     check_choice("protocol.weights", weights, Weights)
     check_choice("protocol.control", control, Control)
     check_choice("sparsity.spacing", spacing, Spacing)
@@ -215,7 +214,7 @@ def iterative(
 
     every_peak = peak_of_phases(peaks, rounds)
     snapshot = (("rewind", rewind_to),) if weights == "rewind" else ()
-    first = Phase("dense", dense, schedule, snapshot=snapshot, keep=keep, patience=patience)
+    first = Phase("dense", dense, schedule, snapshot=snapshot, keep=keep, patience=patience, monitor=monitor)
     plan = [replace(first, peak=every_peak[0])]
     for j, (sparsity, length) in enumerate(zip(asked, lengths, strict=True), start=1):
         controlled = control != "none" and j == rounds
@@ -231,6 +230,7 @@ def iterative(
                 shuffle=SHUFFLES[control] if controlled else None,
                 keep=keep,
                 patience=patience,
+                monitor=monitor,
             )
         )
     return plan
@@ -255,6 +255,7 @@ def oracle(
     rewind_to: str = "0it",
     keep: Keep = "last",
     patience: str | None = None,
+    monitor: Monitor = "top1",
     control: Control = "none",
 ) -> list[Phase]:
     """The plan of `iterative`, every phase of which is trained once for each peak of the learning rate.
@@ -262,11 +263,9 @@ def oracle(
     The best branch by validation goes on (Oracle of SILO, arXiv 2212.06144); see `prunebench.oracle`.
 
     Args:
-      schedule, retrain_schedule: as in `iterative`.
       grid: peaks to try in every phase, distinct learning rates above 0.
       tolerance: a peak is near-best if its validation top-1 is at most so much below the best, in [0, 1).
-      rounds, dense, target, rate, layer_rates, spacing, retrain, retrain_total, budget, weights, rewind_to,
-        keep, patience, control: as in `iterative`.
+      All other options are those of `iterative`.
 
     Raises:
       ValueError: if an option is out of range or two do not fit together.
@@ -294,6 +293,7 @@ def oracle(
         rewind_to=rewind_to,
         keep=keep,
         patience=patience,
+        monitor=monitor,
         control=control,
         peaks=[grid[0]] * (rounds + 1),
     )

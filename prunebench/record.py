@@ -159,7 +159,7 @@ class Recorder:
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
         """Rows at epoch ends, validation, display, checkpoints, signals: each when due, otherwise no wait."""
         self._losses.add(loss)
-        clock, top1 = run.clock, None
+        clock, quality = run.clock, None
         last = clock.step == clock.steps
         if self._shown.due():
             seen = self._losses.peek()
@@ -170,10 +170,10 @@ class Recorder:
             self._epoch_row(run, phase)
         if run.data.sizes.get("valid") and (clock.step % self._eval_steps == 0 or last):
             measured = self._measure(run, method, phase, "valid")
-            top1 = self._top1 = measured["top1"]
+            self._top1, quality = measured["top1"], phase.quality(measured)
             self._row(run, phase, "eval", split="valid", when="epoch", **measured)
         self._measure_more(run, method, phase, when="epoch")
-        return top1
+        return quality
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
         """Stop if a signal asked for it, after a checkpoint; else write one when it is due."""

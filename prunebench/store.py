@@ -182,6 +182,7 @@ def prefix_keys(
             [
                 *(phase.name, phase.length, phase.sparsity, phase.weights, phase.shuffle),
                 *(list(phase.snapshot), phase.keep, phase.patience, phase.peak),
+                *((phase.monitor,) if phase.monitor != "top1" else ()),  # came later: old addresses stay
             ]
         )
         if index:  # later phases are trained by the retraining schedule, also those before any pruning

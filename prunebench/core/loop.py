@@ -26,7 +26,7 @@ class Observer(Protocol):
         """A phase has begun: pruned and restored, not trained yet."""
 
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
-        """A step is done; validation top-1 when it was measured now, else None."""
+        """A step is done; the phase's quality in validation when it was measured now, else None."""
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
         """All that the step brings is done: the moment for checkpoints and for stopping."""
@@ -93,9 +93,9 @@ def fit(
                 run.snapshot(name)
             loss = train_step(phase, run, method)
             run.clock.tick()
-            top1 = observer.after_step(run, method, phase, loss)
-            if top1 is not None:
-                _judge(phase, run, top1, patience)
+            quality = observer.after_step(run, method, phase, loss)
+            if quality is not None:
+                _judge(phase, run, quality, patience)
             observer.settled(run, method, phase)
         for name in snapshots.get(run.clock.steps, ()):
             run.snapshot(name)
@@ -217,10 +217,10 @@ def set_learning_rate(phase: Phase, run: Run) -> float:
     return factor
 
 
-def _judge(phase: Phase, run: Run, top1: float, patience: int | None) -> None:
+def _judge(phase: Phase, run: Run, quality: float, patience: int | None) -> None:
     """Keep the best network so far, and end the phase when it has not got better for long enough."""
-    if top1 > run.clock.best:
-        run.clock.best, run.clock.best_step = top1, run.clock.step
+    if quality > run.clock.best:
+        run.clock.best, run.clock.best_step = quality, run.clock.step
         if phase.keep == "best":
             run.snapshot("best")
     elif patience is not None and run.clock.step - run.clock.best_step >= patience:

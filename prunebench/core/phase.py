@@ -1,7 +1,7 @@
 """A plan is a list of phases: what is pruned on entry, what is restored, and how long is trained."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -52,8 +52,9 @@ class Phase:
         sparsity in each layer ("even"); None keeps them.
       snapshot: pairs (name, time in this phase): copies of the network taken while training. A time with a
         minus sign counts back from the phase's end ("-1ep"), but not beyond its beginning.
-      keep: which network the phase ends with, the last or the one best in validation top-1.
-      patience: ends the phase when validation top-1 has not risen for this long.
+      keep: which network the phase ends with, the last or the one best in validation.
+      patience: ends the phase when what `monitor` names has not got better for this long.
+      monitor: what `keep` and `patience` go by in validation: "top1", or "loss" (the lower the better).
       auxiliary: the phase only serves the next pruning event: its end is no row in the table of rounds. What
         it costs is counted.
     """
@@ -69,6 +70,7 @@ class Phase:
     snapshot: tuple[tuple[str, str], ...] = ()
     keep: Literal["last", "best"] = "last"
     patience: str | None = None
+    monitor: Literal["top1", "loss"] = "top1"
     auxiliary: bool = False
 
     def settled(self, run: Any) -> "Phase":
@@ -79,6 +81,10 @@ class Phase:
         """Length in optimizer steps for this run's data."""
         text = self.length(run) if callable(self.length) else self.length
         return parse_length(text, run.data.steps_per_epoch)
+
+    def quality(self, measured: Mapping[str, float]) -> float:
+        """What `keep` and `patience` go by, of a measurement on the validation images; higher is better."""
+        return -measured["loss"] if self.monitor == "loss" else measured["top1"]
 
     def snapshots_at(self, run: Any) -> dict[int, tuple[str, ...]]:
         """Step of this phase, which has been entered -> names of the snapshots to take when it is done."""

@@ -1,6 +1,7 @@
 """The state of one run, and nothing else: what a checkpoint holds."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,7 +47,7 @@ class Clock:
     norm_drop: float = 0.0  # ||W - W^p|| / ||W|| at the last pruning event, all weights and biases
     pruned: float = 0.0  # share of the alive prunable weights removed at the last event
     stop_phase: bool = False  # a method or the patience rule may end the phase
-    best: float = -1.0  # best validation top-1 in this phase
+    best: float = -math.inf  # best in validation in this phase, see Phase.quality
     best_step: int = 0  # step of the phase at which it was reached
     max_lr: float = 0.0  # largest learning rate in this phase so far
 
@@ -59,7 +60,7 @@ class Clock:
         """Move to the start of the next phase."""
         self.phase += 1
         self.step = self.steps = self.best_step = 0
-        self.stop_phase, self.best, self.max_lr = False, -1.0, 0.0
+        self.stop_phase, self.best, self.max_lr = False, -math.inf, 0.0
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,21 @@
 """Dead neurons: how much of what a network computes is 0, and why."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from prunebench.core.feeds import Call, Calls, Feed, feeds_of, hooked, rectifiers
 from prunebench.core.masks import Masks
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
-from prunebench.metrics.metric import Metric, check_at_least, hooked, is_rectifier, probe, undisturbed
+from prunebench.metrics.metric import Metric, check_at_least, probe, undisturbed
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 COUNTS = ("zeros", "static", "never_active", "dead_channels")
 STRUCTURE = ("static", "dynamic")
-
-Call = tuple[str, int]
-"""A module's name, and which of its calls in one forward pass, 0 for the first."""
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What feeds one call of an activation.
-
-    Attributes:
-      axis: dimension of the activation's output that counts channels.
-      weights: names of the weights whose rows are the channels' incoming weights; None where not known.
-    """
-
-    axis: int
-    weights: tuple[str, ...] | None
 
 
 class DeadNeurons(Metric):
@@ -98,7 +81,7 @@ class DeadNeurons(Metric):
             active[call] = active[call] | ever if call in active else ever
 
         images, calls = 0, Calls(count)
-        with hooked(_rectifiers(run.model), calls):
+        with hooked(rectifiers(run.model), calls):
             for x, _ in probe(run, self.images):
                 calls.begin()
                 method.forward(run, x)
@@ -118,88 +101,17 @@ class DeadNeurons(Metric):
         return {**whole, **structure, "traced": part["neurons"] / whole["neurons"], "layers": layers}
 
 
-class Calls:
-    """Hook for `hooked` that numbers the calls of a module in one forward pass: a ReLU may serve twice.
-
-    Args:
-      hook: is called with (name, number) and the output.
-    """
-
-    def __init__(self, hook: Callable[[Call, Tensor], None]):
-        self.hook, self.seen = hook, Counter()
-
-    def begin(self) -> None:
-        """Another forward pass begins."""
-        self.seen.clear()
-
-    def __call__(self, name: str, output: Tensor) -> None:
-        """Pass on what the module `name` gave."""
-        self.hook((name, self.seen[name]), output)
-        self.seen[name] += 1
-
-
 def trace_feeds(run: Run, method: Method) -> dict[Call, Feed]:
-    """What feeds every call of a ReLU or GELU module, in order of execution, from one image's autograd graph.
+    """What feeds every call of a ReLU or GELU module (`prunebench.core.feeds.feeds_of`).
 
     Raises:
       ValueError: if an activation sees more rows than images, so that they cannot be counted per image.
     """
-    layers = {n: m for n, m in run.model.named_modules() if isinstance(m, LAYERS)}
-    rectifiers = _rectifiers(run.model)
-    # torch's activations of any kind end the search
-    nonlinear = {n: m for n, m in run.model.named_modules() if type(m).__module__ == nn.ReLU.__module__}
-    made: dict[Any, str | None] = {}  # node of the graph -> the layer whose output it is, None: an activation
-    outputs: dict[Call, tuple[Any, torch.Size]] = {}  # node and shape, before something changes it in place
-
-    def note(name: str, output: Any) -> None:
-        if isinstance(output, Tensor):
-            made[output.grad_fn] = name if name in layers else None
-
-    def keep(call: Call, output: Tensor) -> None:
-        outputs[call] = output.grad_fn, output.shape
-
-    ((x, _),) = probe(run, 1)
-    with (
-        torch.enable_grad(),
-        hooked({**layers, **nonlinear, **rectifiers}, note),
-        hooked(rectifiers, Calls(keep)),
-    ):
-        method.forward(run, x.clone().requires_grad_())
-    feeds = {}
-    for call, (node, shape) in outputs.items():
-        if shape[0] != 1:
-            raise ValueError(
-                f"metrics.dead_neurons: {call[0]} does not keep images apart, its output for one image has "
-                f"{shape[0]} rows; leave the metric out"
-            )
-        axes = {}
-        for name in _behind(node, made):
-            axis = len(shape) - 1 if isinstance(layers[name], nn.Linear) else 1
-            if shape[axis] == len(layers[name].weight):
-                axes[f"{name}.weight"] = axis
-        unknown = 1 if len(shape) == 4 else len(shape) - 1
-        axis = next(iter(axes.values()), unknown)
-        feeds[call] = Feed(axis, tuple(n for n, a in axes.items() if a == axis) or None)
-    return feeds
-
-
-def _rectifiers(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in model.named_modules() if is_rectifier(module)}
-
-
-def _behind(node: Any, made: Mapping[Any, str | None]) -> list[str]:
-    """Layers from which a path leads to the node of an autograd graph that crosses no entry of `made`."""
-    found, seen, pending = [], set(), [n for n, _ in node.next_functions]
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node not in made:
-            pending += [n for n, _ in node.next_functions]
-        elif made[node] is not None:
-            found.append(made[node])
-    return found
+    ((image, _),) = probe(run, 1)
+    try:
+        return feeds_of(run.model, partial(method.forward, run), image)
+    except ValueError as error:
+        raise ValueError(f"metrics.dead_neurons: {error}; leave the metric out") from None
 
 
 def _count(zeros: Tensor, active: Tensor, feed: Feed, masks: Masks) -> Tensor:

@@ -1,12 +1,12 @@
 """What may be measured beside accuracy, when, and without leaving a trace in the run."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from prunebench.core.method import Method
@@ -149,25 +149,6 @@ def undisturbed(run: Run) -> Iterator[None]:
             for buffer, value in buffers:
                 buffer.copy_(value)
         torch.set_rng_state(random)
-
-
-@contextmanager
-def hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside the block, `hook(name, output)` is called after every call of one of the modules."""
-    handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: hook(name, output))
-        for name, module in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def is_rectifier(module: nn.Module) -> bool:
-    """Whether it is a ReLU, ReLU6 or GELU; timm has classes of its own for the last."""
-    return isinstance(module, nn.ReLU | nn.ReLU6 | nn.GELU) or type(module).__name__ in ("GELU", "GELUTanh")
 
 
 def probe(run: Run, images: int, *, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:

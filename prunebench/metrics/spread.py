@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunebench.core.feeds import hooked, is_rectifier
 from prunebench.core.method import Method
 from prunebench.core.run import Run
-from prunebench.metrics.metric import Metric, check_at_least, hooked, is_rectifier, probe_losses
+from prunebench.metrics.metric import Metric, check_at_least, probe_losses
 
 OTHERS = (
     *(nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU, nn.Mish, nn.Hardswish),

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from prunebench.core.feeds import hooked, is_rectifier
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.metrics import metric as module
 from prunebench.metrics.metric import (
     Metric,
     as_json,
-    hooked,
-    is_rectifier,
     probe,
     probe_losses,
     undisturbed,
