@@ -159,10 +159,13 @@ def _broadcast(channels: Tensor, tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 def unit_scores(scores: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
-    """Unit name -> score of each channel: the sum over all weights that make it."""
+    """Unit name -> score of each channel: its own if there is one, else the sum over all that make it."""
     result = {}
     for unit in units:
-        total = None
+        total = scores.get(unit.name)
+        if total is not None:
+            result[unit.name] = total
+            continue
         for name, dim in unit.made_by:
             if name in scores:
                 s = scores[name] if scores[name].dtype == torch.float64 else scores[name].float()
@@ -222,7 +225,7 @@ def select_units(
     The score of a channel is the sum over all weights that make it, in every layer of its unit.
 
     Args:
-      scores: parameter name -> score of the parameter's shape.
+      scores: parameter name -> score of the parameter's shape, or unit name -> score of each channel.
       sparsity: share of the channels to remove, in [0, 1).
       units: from `model_units`.
       allocation: "global", "lamp", "uniform", a function, or the sparsity of every unit.

@@ -25,9 +25,9 @@ from prunebench.core.units import (
 )
 
 Criterion = Callable[[Run], dict[str, Tensor]]
-"""Run -> scores by name. Two attributes of the function are heeded: `snapshots`, the (name, time) pairs that
-it reads, and `check`, a function (run, *, options) that raises ValueError before training if it cannot
-work."""
+"""Run -> scores by name. Three attributes of the function are heeded: `snapshots`, the (name, time) pairs
+that it reads; `check`, a function (run, *, options) that raises ValueError before training if it cannot work;
+and `of_units`, true where it scores channels: both are given the units too, and scores are by unit name."""
 
 
 def _unbound(criterion: Criterion) -> tuple[Callable, dict[str, Any]]:
@@ -113,11 +113,11 @@ class Pruner(Method):
 
     def check(self, run: Run, asked: Sequence[float]) -> None:
         """Refuse a granularity, an allocation, a sparsity or a criterion that this network cannot have."""
-        function, options = _unbound(self.criterion)
-        if asked and hasattr(function, "check"):
-            function.check(run, **options)
+        if asked:
+            self._check_criterion(run)
+        floor = self.min_kept
         if self.granularity in ("filter", "neuron"):
-            units = model_units(run.model, self.granularity, run.masks)
+            floor, units = max(1, self.min_kept), model_units(run.model, self.granularity, run.masks)
             sizes, shapes = {u.name: u.size for u in units}, {u.name: (u.size,) for u in units}
         else:
             shapes = {n: tuple(m.shape) for n, m in run.masks.items()}
@@ -131,14 +131,30 @@ class Pruner(Method):
             )
         for j, sparsity in enumerate(asked, start=1):
             if allocation not in ("global", "lamp"):
-                counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=self.min_kept)
+                counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=floor)
                 self._check_sum(sum(counts.values()), total, sparsity, len(sizes))
-            elif (keep := round((1 - sparsity) * total)) < self.min_kept * len(sizes):
+            elif (keep := round((1 - sparsity) * total)) < floor * len(sizes):
                 raise ValueError(
-                    f"sparsity.min_kept={self.min_kept}: needs {self.min_kept * len(sizes)} entries in "
+                    f"sparsity.min_kept={floor}: needs {floor * len(sizes)} entries in "
                     f"{len(sizes)} layers, but round {j} with sparsity {sparsity:.12g} keeps {keep} of "
                     f"{total}; lower the sparsity or min_kept"
                 )
+
+    def _check_criterion(self, run: Run) -> None:
+        """Refuse a criterion that cannot score this network, or not at this granularity."""
+        function, options = _unbound(self.criterion)
+        if not getattr(function, "of_units", False):
+            if hasattr(function, "check"):
+                function.check(run, **options)
+            return
+        if self.granularity not in ("filter", "neuron"):
+            raise ValueError(
+                f"criterion={function.__name__}: scores whole channels, not what "
+                f"sparsity.granularity={self.granularity} prunes; use sparsity=filter, or "
+                "sparsity.granularity=filter or neuron"
+            )
+        if hasattr(function, "check"):
+            function.check(run, units=model_units(run.model, self.granularity, run.masks), **options)
 
     def _check_sum(self, kept: int, total: int, sparsity: float, layers: int) -> None:
         """Refuse given sparsities per layer that are not those of a pruning event; each may be rounded."""
@@ -158,7 +174,11 @@ class Pruner(Method):
         self._prune_once(run, sparsity)
 
     def _prune_once(self, run: Run, sparsity: float) -> None:
-        scores, allocation = self.criterion(run), self._allocation(run)
+        allocation, units = self._allocation(run), ()
+        if self.granularity in ("filter", "neuron"):
+            units = model_units(run.model, self.granularity, run.masks)
+        of_units = getattr(_unbound(self.criterion)[0], "of_units", False)
+        scores = self.criterion(run, units=units) if of_units else self.criterion(run)
         if self.granularity in ("weight", "kernel"):
             masks = select(
                 scores,
@@ -172,7 +192,7 @@ class Pruner(Method):
             alive = select_units(
                 scores,
                 sparsity,
-                units=model_units(run.model, self.granularity, run.masks),
+                units=units,
                 allocation=allocation,
                 previous=run.masks if run.masks.sparsity else None,
                 min_kept=self.min_kept,
@@ -198,8 +218,10 @@ class Pruner(Method):
         )
 
     def _allocation(self, run: Run) -> Any:
-        """The allocation with patterns resolved to this network's layers."""
+        """The allocation with patterns resolved to this network's layers, or to its units."""
         names = list(run.masks)
+        if self.granularity in ("filter", "neuron"):
+            names = [u.name for u in model_units(run.model, self.granularity, run.masks)]
         if self.allocation == "rates":
             return partial(by_rates, rates=resolve_layers("layer_rates", self.layer_rates, names, run.model))
         if isinstance(self.allocation, Mapping):
