@@ -159,13 +159,10 @@ def _broadcast(channels: Tensor, tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 def unit_scores(scores: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
-    """Unit name -> score of each channel: its own if there is one, else the sum over all that make it."""
+    """Unit name -> score of each channel: the sum over all weights that make it."""
     result = {}
     for unit in units:
-        total = scores.get(unit.name)
-        if total is not None:
-            result[unit.name] = total
-            continue
+        total = None
         for name, dim in unit.made_by:
             if name in scores:
                 s = scores[name] if scores[name].dtype == torch.float64 else scores[name].float()
@@ -222,7 +219,7 @@ def select_units(
 ) -> dict[str, Tensor]:
     """Channels to keep: unit name -> bool tensor with round((1 - sparsity) * N) entries True over all units.
 
-    The score of a channel is the sum over all weights that make it, in every layer of its unit.
+    The score of a channel is its own, or the sum over all weights that make it, in every layer of its unit.
 
     Args:
       scores: parameter name -> score of the parameter's shape, or unit name -> score of each channel.
@@ -240,7 +237,8 @@ def select_units(
             f"sparsity.allocation={allocation}: is defined on weights; with filters or neurons use uniform, "
             "global or lamp"
         )
-    channels = unit_scores(scores, units)
+    own = all(unit.name in scores for unit in units)
+    channels = {unit.name: scores[unit.name] for unit in units} if own else unit_scores(scores, units)
     before = None if previous is None else Masks(alive_channels(previous, units))
     masks = select(channels, sparsity, allocation=allocation, previous=before, min_kept=max(1, min_kept))
     return dict(masks)

@@ -46,6 +46,9 @@ TINY = (
     *("trainer.device=cpu", "trainer.precision=fp32", "trainer.threads=1", "trainer.share=none"),
     *("trainer.checkpoint_every=5it", "trainer.checkpoint_seconds=1e9", "trainer.quiet=true"),
 )
+# what a criterion cannot do without -> the network that takes the place of the fully connected one
+WITH_NORM = ("model=resnet20", "model.depth=8", "optimizer=adam")
+NEEDS = {"prunebench.criteria.channels.bn_scale": WITH_NORM}
 LENGTHS = {"dense": "14it", "retrain": "8it", "retrain_total": "24it", "budget": "38it", "rewind_to": "3it"}
 CAPS = {"interval": 4, "rounds": 3, "iterations": 3, "batches": 2, "per_class": 2, "probes": 3}
 
@@ -99,7 +102,10 @@ def choices_of(cfg: Any) -> dict[str, Any]:
 
 def tiny(case: Case, network: str, *more: str) -> tuple[str, ...]:
     """Overrides of a run of some 40 steps; `more` has the last word."""
-    first = (*case.overrides, *TINY, *NETWORKS[network], *more)
+    shape = NETWORKS[network]
+    if network == "lenet300":
+        shape = NEEDS.get(plain_of((*case.overrides, *more))["criterion"]["_target_"], shape)
+    first = (*case.overrides, *TINY, *shape, *more)
     raw, plain = OmegaConf.to_container(composed(first), resolve=False), plain_of(first)
     protocol, shorter = plain["protocol"], {}
     for key, value in protocol.items():
