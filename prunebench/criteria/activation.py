@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prunebench.core.feeds import Call, Calls, feeds_of, hooked, rectifiers
+from prunebench.core.feeds import Call, Calls, feeds_of, hooked
 from prunebench.core.run import Run
 from prunebench.core.units import Unit
 from prunebench.criteria.gradient import check_images, network, scoring_images
@@ -52,7 +52,8 @@ def mean_activation(
       ValueError: if an option is out of range, or a unit has no ReLU or GELU behind it.
     """
     check_mean_activation(run, units, drop=drop, batches=batches)
-    means = channel_means(run, units, _sum_of_magnitudes, batches=batches, criterion="mean_activation")
+    places = behind_norms(run, places_of(run, units, "mean_activation"))
+    means = channel_means(run, places, _sum_of_magnitudes, batches=batches)
     sign = -1 if drop == "maximum" else 1
     return shuffled_ties({n: sign * m for n, m in means.items()}, run.rng("ties"))
 
@@ -82,7 +83,7 @@ def apoz(
     """
     check_apoz(run, units, zeros=zeros, batches=batches)
     value = _count_positions if zeros == "position" else _count_maps
-    means = channel_means(run, units, value, batches=batches, criterion="apoz")
+    means = channel_means(run, places_of(run, units, "apoz"), value, batches=batches)
     return shuffled_ties(means, run.rng("ties"))
 
 
@@ -104,7 +105,7 @@ def hrank(run: Run, units: Sequence[Unit], *, batches: int = 5) -> dict[str, Ten
       ValueError: if there are too few images, or a unit gives no feature maps (linear layers).
     """
     check_hrank(run, units, batches=batches)
-    return channel_means(run, units, _sum_of_ranks, batches=batches, criterion="hrank")
+    return channel_means(run, places_of(run, units, "hrank"), _sum_of_ranks, batches=batches)
 
 
 def _sum_of_magnitudes(maps: Tensor) -> Tensor:
@@ -125,24 +126,19 @@ def _sum_of_ranks(maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def channel_means(
-    run: Run,
-    units: Sequence[Unit],
-    value: Callable[[Tensor], Tensor],
-    *,
-    batches: int | None,
-    criterion: str,
+    run: Run, places: dict[Call, Place], value: Callable[[Tensor], Tensor], *, batches: int | None
 ) -> dict[str, Tensor]:
     """Mean over images of a value of every channel's activations; of several of a unit's, their mean.
 
     Args:
+      places: from `places_of`.
       value: activations [N, channels, ...] -> the values of the channels, summed over the N images.
       batches: of the training batch size; None for all training images.
-      criterion: for messages.
 
     Returns:
       unit name -> float64 [channels].
     """
-    places, sums, count = places_of(run, units, criterion), {}, 0
+    sums, count = {}, 0
     images = run.data.evaluation("train") if batches is None else scoring_images(run, batches=batches)
 
     def add(call: Call, output: Tensor) -> None:
@@ -151,16 +147,15 @@ def channel_means(
             sums[call] = sums[call] + summed if call in sums else summed
 
     calls = Calls(add)
-    with network(run, "eval") as forward, torch.no_grad(), hooked(rectifiers(run.model), calls):
+    with network(run, "eval") as forward, torch.no_grad(), hooked(modules_of(run, places), calls):
         for x, y in images:
             calls.begin()
             forward({}, x)
             count += len(y)
-    return {unit.name: torch.stack(_of(unit, places, sums)).mean(0) / count for unit in units}
-
-
-def _of(unit: Unit, places: dict[Call, Place], values: dict[Call, Tensor]) -> list[Tensor]:
-    return [values[call] for call, (name, _) in places.items() if name == unit.name]
+    own: dict[str, list[Tensor]] = {}
+    for call, (unit, _) in places.items():
+        own.setdefault(unit, []).append(sums[call] / count)
+    return {unit: torch.stack(means).mean(0) for unit, means in own.items()}
 
 
 def places_of(run: Run, units: Iterable[Unit], criterion: str) -> dict[Call, Place]:
@@ -184,6 +179,21 @@ def places_of(run: Run, units: Iterable[Unit], criterion: str) -> dict[Call, Pla
             )
         places |= own
     return places
+
+
+def behind_norms(run: Run, places: dict[Call, Place]) -> dict[Call, Place]:
+    """The same places where the model's own activations are.
+
+    A model may name a module behind a ReLU, a BatchNorm, whose output goes to the next layer:
+    `activation_of`, ReLU -> module.
+    """
+    behind = getattr(run.model, "activation_of", {})
+    return {(behind.get(name, name), number): place for (name, number), place in places.items()}
+
+
+def modules_of(run: Run, places: Iterable[Call]) -> dict[str, torch.nn.Module]:
+    """The modules that give the activations, by name."""
+    return {name: run.model.get_submodule(name) for name in dict.fromkeys(name for name, _ in places)}
 
 
 def shuffled_ties(scores: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
@@ -224,8 +234,9 @@ def check_apoz(run: Run, units: Sequence[Unit], *, zeros: str, batches: int | No
     if zeros not in ("position", "map"):
         raise ValueError(f"criterion.zeros={zeros}: must be position or map")
     check_activation(run, units, batches=batches, criterion="apoz")
-    modules = dict(run.model.named_modules())
-    for (name, _), (unit, _) in places_of(run, units, "apoz").items():
+    places = places_of(run, units, "apoz")
+    modules = modules_of(run, places)
+    for (name, _), (unit, _) in places.items():
         if not isinstance(modules[name], torch.nn.ReLU | torch.nn.ReLU6):
             raise ValueError(
                 f"criterion=apoz: a {type(modules[name]).__name__} as that of {unit} is hardly ever 0; "

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunebench.core.feeds import Call, Calls, hooked, rectifiers
+from prunebench.core.feeds import Call, Calls, hooked
 from prunebench.core.run import Run
 from prunebench.core.units import Unit, alive_channels
-from prunebench.criteria.activation import check_activation, places_of
+from prunebench.criteria.activation import behind_norms, check_activation, modules_of, places_of
 from prunebench.criteria.gradient import check_images, network, scoring_images
 
 
@@ -34,7 +34,7 @@ def taylor_gate(run: Run, units: Sequence[Unit], *, batches: int = 4) -> dict[st
       ValueError: if there are too few images, or a unit has no ReLU or GELU behind it.
     """
     check_taylor_gate(run, units, batches=batches)
-    places, outputs = places_of(run, units, "taylor_gate"), {}
+    places, outputs = behind_norms(run, places_of(run, units, "taylor_gate")), {}
     total = {u.name: torch.zeros(u.size, dtype=torch.float64, device=run.device) for u in units}
 
     def keep(call: Call, output: Tensor) -> None:
@@ -43,7 +43,7 @@ def taylor_gate(run: Run, units: Sequence[Unit], *, batches: int = 4) -> dict[st
 
     with network(run, "eval") as forward:
         for x, y in scoring_images(run, batches=batches):
-            with hooked(rectifiers(run.model), Calls(keep)):
+            with hooked(modules_of(run, places), Calls(keep)):
                 loss = F.cross_entropy(forward({}, x.detach().requires_grad_()), y)
             grads = torch.autograd.grad(loss, [outputs[call] for call in places])
             gates = {name: torch.zeros_like(score) for name, score in total.items()}
