@@ -83,7 +83,9 @@ def parts(runs: Sequence[Run], options: argparse.Namespace, *, width: int) -> li
         out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, **compared)]
     else:
         out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, width=width)]
-        out.append(shares(runs, names, metric, asked=options.remaining, **compared))
+        out.append(
+            shares(runs, names, metric, asked=options.remaining, channels=options.channels, **compared)
+        )
     out += measured(runs, names, layers=options.layers)
     out += oracle(runs, names, width=width)
     return [*out, rates(runs, names)] if options.lr else out
