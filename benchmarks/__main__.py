@@ -13,11 +13,15 @@ GROUPS = {
     "epochs": ("P3", "P4"),
     "data": ("P5", "P6"),
     "pruning": ("P7", "P8", "P9", "P10"),
+    "updates": ("P11",),
+    "structured": ("P12", "P13", "P14", "P27"),
+    "within": ("P30",),
     "checkpoints": ("P20", "P21"),
     "memory": ("P25", "P26"),
     "startup": ("P17", "P18"),
     "sweeps": ("P16", "P19"),
     "default": ("P22", "P23"),
+    "reports": ("P28", "P29"),
     "cuda": ("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9"),
 }
 

@@ -164,6 +164,15 @@ def memory(prior: str) -> None:
     print((_status("VmHWM") - before) / weights)
 
 
+def report(*arguments: str) -> None:
+    """`prune-report ARGUMENTS`; prints the peak of this process's memory in MB."""
+    from prunebench.report.cli import main
+
+    code = main(list(arguments))
+    print(f"\n{_status('VmHWM') / 1e6}")
+    sys.exit(code)
+
+
 def _reset_peak() -> int:
     """Give back what is free, and forget the peak of this process's memory; what is in use now, in bytes."""
     ctypes.CDLL(None).malloc_trim(0)
@@ -174,6 +183,13 @@ def _reset_peak() -> int:
 def _status(key: str) -> int:
     text = Path("/proc/self/status").read_text()
     return 1024 * int(text.split(f"{key}:")[1].split()[0])
+
+
+def narrow() -> None:
+    """Widths whose gradients are wrong in channels_last; the process dies where memory is corrupted."""
+    from benchmarks.structured import unsafe_widths
+
+    print(unsafe_widths())
 
 
 def steps(kept: str, model: str) -> None:
@@ -250,7 +266,7 @@ class Worker:
         return line.strip()
 
 
-FUNCTIONS = {f.__name__: f for f in (run, stop, modules, gaps, share, memory, steps, work)}
+FUNCTIONS = {f.__name__: f for f in (run, stop, modules, gaps, share, memory, report, narrow, steps, work)}
 
 if __name__ == "__main__":
     FUNCTIONS[sys.argv[1]](*sys.argv[2:])

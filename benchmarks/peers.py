@@ -64,6 +64,39 @@ def sorting_event(model: nn.Module, sparsity: float) -> None:
         weight.mul_(torch.as_tensor(mask))
 
 
+@torch.no_grad()
+def topk_scatter_update(
+    weights: list[Tensor], masks: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], share: float
+) -> list[Tensor]:
+    """Scheme of rigl-torch for one update: in each layer two topk of full length, `scatter`, and `.item()`.
+
+    Args:
+      weights, momenta: changed in place.
+      masks: bool, contiguous.
+      share: of the kept weights that move.
+
+    Returns:
+      The new masks.
+    """
+    found = []
+    for w, m, g, v in zip(weights, masks, gradients, momenta):
+        size, kept = m.numel(), int(m.sum().item())
+        count = int(share * kept)
+        rank = torch.arange(size, device=w.device)
+        order = torch.topk(w.abs().flatten(), size).indices
+        stay = torch.zeros(size, device=w.device).scatter(0, order, (rank < kept - count).float())
+        score = g.abs().flatten()
+        lifted = torch.where(stay == 1, torch.full_like(score, score.min().item() - 1), score)
+        order = torch.topk(lifted, size).indices
+        come = torch.zeros(size, device=w.device).scatter(0, order, (rank < count).float())
+        new = (stay + come).view_as(w).bool()
+        w.mul_(new)
+        w.copy_(torch.where(new & ~m, torch.zeros_like(w), w))
+        v.mul_(new)
+        found.append(new)
+    return found
+
+
 class PillowImages(Dataset):
     """Images decoded and augmented one at a time, as torchvision's data sets of version 1 do.
 
@@ -115,3 +148,22 @@ def usual_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Data
         top1, top5 = top1 + ranked[:, 0].sum().item(), top5 + ranked.any(1).sum().item()
         total, seen = total + loss.item() * len(y), seen + len(y)
     return total / seen
+
+
+def torch_pruning_step(model: nn.Module, images: Tensor, weights: list[str]) -> nn.Module:
+    """Torch-Pruning's L1 step to half of the filters of these convolutions; the model itself, smaller."""
+    import torch_pruning
+
+    layers = {
+        f"{name}.weight": m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    }
+    importance = torch_pruning.importance.MagnitudeImportance(p=1, group_reduction="first", normalizer=None)
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        model,
+        images[:1],
+        importance,
+        pruning_ratio=0.5,
+        ignored_layers=[layer for name, layer in layers.items() if name not in weights],
+    )
+    pruner.step()
+    return model

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunebench.compression import target_of, with_target
 from prunebench.core.graph import GraphedStep, reset_optimizer_
 from prunebench.core.method import Method, leaves_training_alone
 from prunebench.core.phase import Phase, cycles, parse_length
@@ -47,8 +48,13 @@ def assemble(
     data = instantiate(cfg["dataset"], batch_size=trainer["batch_size"], device=device)
     channels, size = data.shape[0], data.shape[-1]
 
+    method = instantiate(cfg["method"])
+    for node in cfg["companion"].values():
+        method = instantiate(node, base=method)
+
     def build() -> nn.Module:
-        return instantiate(cfg["model"], in_channels=channels, num_classes=data.num_classes, image_size=size)
+        options = {"in_channels": channels, "num_classes": data.num_classes, "image_size": size}
+        return method.network(instantiate(cfg["model"], **options))
 
     def fresh_state(*key: object) -> dict[str, torch.Tensor]:
         with seeded(seed, *key):
@@ -71,11 +77,9 @@ def assemble(
         world=world,
     )
     run.network = wrap(run, trainer)
-    method = instantiate(cfg["method"])
-    for node in cfg["companion"].values():
-        method = instantiate(node, base=method)
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
-    plan = instantiate(cfg["protocol"], schedule=schedule, retrain_schedule=retrain)
+    protocol = with_target(cfg["protocol"], target_of(cfg, run, method.granularity))
+    plan = instantiate(protocol, schedule=schedule, retrain_schedule=retrain)
     plan = [phase.settled(run) for phase in first_phases(method.plan(plan), phases)]
     run.cycles = cycles(plan)
     make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])
@@ -84,6 +88,9 @@ def assemble(
         run.graphed_step = GraphedStep()
         make_optimizer = keep_optimizer(make_optimizer)
     check(plan, run, method, trainer, make_optimizer)
+    if trainer["shrink"]:
+        check_shrink(plan, run, method, trainer)
+        run.shrinks = True
     method.attach(run)
     return run, method, plan, make_optimizer
 
@@ -135,7 +142,12 @@ def check(
             f"trainer.batch_size={run.data.batch_size}: leaves a last batch of {left_over} images for "
             f"{run.world} processes; choose another batch size"
         )
-    method.check(run, [p.sparsity for p in plan if p.sparsity is not None])
+    within = [p.name for p in plan if p.within]
+    if bool(within) != method.during_training:
+        rule = "does not prune while it trains" if within else "prunes while it trains"
+        way_out = "another protocol" if within else "protocol=during_training"
+        raise ValueError(f"protocol: method {type(method).__name__} {rule}; choose {way_out}")
+    method.check(run, [p.asked for p in plan if p.asked is not None])
     for phase in plan:
         validated = phase.keep == "best" or phase.patience is not None
         if validated and not run.data.sizes.get("valid"):
@@ -181,7 +193,7 @@ def _try_schedule(phase: Phase, run: Run, *, training: bool) -> None:
 
 def _make_optimizer(factory: Callable, decay: str, run: Run, method: Method) -> torch.optim.Optimizer:
     """Optimizer over the model's and the method's parameters; fused (1 to 10 % faster) where that exists."""
-    params = dict(run.model.named_parameters())
+    params = dict(run.trained.named_parameters())
     if decay == "all":
         groups = [{"params": list(params.values())}]
     else:
@@ -199,6 +211,25 @@ def _make_optimizer(factory: Callable, decay: str, run: Run, method: Method) -> 
     return optimizer
 
 
+def check_shrink(plan: Sequence[Phase], run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
+    """Refuse to train the shrunk network where there is none, or where it would not be the same training.
+
+    Raises:
+      ValueError: naming what stands in the way.
+    """
+    reason = None
+    if method.granularity not in ("filter", "neuron"):
+        reason = f"needs whole channels to cut out, sparsity.granularity is {method.granularity}; use filter"
+    elif all(phase.sparsity is None for phase in plan):
+        reason = "has no effect, this plan prunes nothing; set it to false"
+    elif run.world > 1 or trainer["compile"] or trainer["cuda_graph"]:
+        reason = "goes neither with several processes nor with trainer.compile or cuda_graph; set it to false"
+    elif not leaves_training_alone(method):
+        reason = f"{type(method).__name__} changes the training of the original network; set it to false"
+    if reason:
+        raise ValueError(f"trainer.shrink=true: {reason}")
+
+
 def check_graph(run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
     """Refuse CUDA graphs where they cannot work.
 
@@ -210,7 +241,7 @@ def check_graph(run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
         reason = f"needs CUDA, the device is {run.device.type}"
     elif run.world > 1 or trainer["compile"]:
         reason = "goes neither with several processes nor with trainer.compile=true"
-    elif not leaves_training_alone(method):
+    elif not leaves_training_alone(method) and type(method).changes_step is Method.changes_step:
         reason = f"a captured step is always the same, {type(method).__name__} changes it"
     elif not isinstance(run.data, Data):
         reason = "needs data that lie on the device"

@@ -16,11 +16,13 @@ from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from prunebench.compression import provisional, unless
 from prunebench.hints import fits, name_of
+from prunebench.lengths import share_of_length
 
 GIVEN_BY_CODE = {
     *("base", "p", "run", "params", "device", "batch_size", "schedule", "retrain_schedule"),
-    *("in_channels", "num_classes", "image_size", "units"),
+    *("in_channels", "num_classes", "image_size"),
 }
 NOT_IN_ID = ("hydra", "out", "plan", "recipe", "metrics", "tracker")
 NOT_IN_ID_OF_TRAINER = (
@@ -28,7 +30,11 @@ NOT_IN_ID_OF_TRAINER = (
     *("share", "store", "quiet"),
 )
 # Options that came later, with the value that means "as before": ids of older runs stay as they were.
-LATER: dict[str, Any] = {"protocol.peaks": None, "method.iterations": 1, "protocol.monitor": "top1"}
+LATER: dict[str, Any] = {
+    **{"protocol.peaks": None, "protocol.before": None, "protocol.peak": None, "protocol.monitor": "top1"},
+    **{"sparsity.compression": None, "sparsity.round_to": None, "method.round_to": None},
+    **{"method.iterations": 1, "trainer.shrink": False},
+}
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
     *("companion", "metrics", "tracker", "trainer", "experiment"),
@@ -42,12 +48,14 @@ class Sparsity:
 
     target: Optional[float] = None  # noqa: UP045 (OmegaConf reads Optional)
     rate: Optional[float] = None  # noqa: UP045
+    compression: Optional[float] = None  # noqa: UP045
     rounds: int = 1
     spacing: str = "geometric"
     allocation: Any = "global"
     granularity: str = "weight"
     layer_rates: Any = None
     min_kept: int = 1
+    round_to: Optional[int] = None  # noqa: UP045
     exclude: list[str] = field(default_factory=list)
 
 
@@ -64,6 +72,7 @@ class Trainer:
     cuda_graph: bool = False
     deterministic: bool = True
     sync_bn: bool = False
+    shrink: bool = False
     label_smoothing: float = 0.0
     decay: str = "all"
     eval_every: str = "1ep"
@@ -102,24 +111,13 @@ def register() -> None:
     ConfigStore.instance().store(name="base_config", node=Config)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("share", share_of_length, replace=True)
+    OmegaConf.register_new_resolver("unless", unless, replace=True)
 
 
 def conf_directory() -> Path:
     """The folder of YAML files, in a checkout (editable install) or in the installed package."""
     package = Path(__file__).parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
-
-
-def share_of_length(length: str, share: float) -> str:
-    """`${share:160ep,0.5}` is 80ep.
-
-    Raises:
-      ValueError: if the length has no unit.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it)", str(length))
-    if match is None:
-        raise ValueError(f"length={length!r}: must be a number with its unit, such as 160ep or 2000it")
-    return f"{round(float(match[1]) * float(share)):d}{match[2]}"
 
 
 def run_id(cfg: Mapping[str, Any]) -> str:
@@ -179,6 +177,7 @@ def problems(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, An
         return [f"{error.full_key}: {str(error).splitlines()[0]}"]
     if missing := [f.name for f in fields(Config) if f.name not in resolved]:
         return [f"~{name}: a run needs it; leave it in" for name in missing]
+    resolved["protocol"] = provisional(resolved)
     raw = OmegaConf.to_container(cfg, resolve=False)
     found = [p for key in resolved for p in _walk(resolved[key], raw[key], key)]
     return list(dict.fromkeys(found)) or list(_unread(cfg, overrides))
@@ -249,7 +248,8 @@ def _unread(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     protocol = raw["protocol"]["_target_"].rsplit(".", 1)[-1]
-    called = {"schedule"} if protocol in ("dense", "at_init") else {"schedule", "retrain"}
+    one_schedule = protocol in ("dense", "at_init", "during_training")
+    called = {"schedule"} if one_schedule else {"schedule", "retrain"}
     passive = {"sparsity", "criterion", "retrain", "hydra"} - called
     reads = {"sparsity.exclude"} | called
     pending = [repr({k: v for k, v in raw.items() if k not in passive | {"recipe"}})]
@@ -258,6 +258,8 @@ def _unread(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
             if key not in reads:
                 reads.add(key)
                 pending.append(repr(_raw_at(raw, key)))
+    if "sparsity.target" in reads:
+        reads.add("sparsity.compression")  # it stands for the target
     given_by_plan = protocol == "oracle" or raw["protocol"].get("peaks") is not None
     for text in overrides:
         key = re.split(r"[=@]", text.lstrip("+~"))[0].replace("/", ".")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from prunebench.compression import told
 from prunebench.core.checkpoint import write_atomically
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
@@ -33,11 +34,12 @@ def plan_rows(
                 "name": phase.name,
                 "epochs": None if steps is None else steps / spe,
                 "steps": steps,
-                "sparsity": phase.sparsity,
+                "sparsity": phase.asked,
                 "weights": phase.weights if not phase.shuffle else f"{phase.weights}, shuffled",
                 "peak": phase.peak,
                 "schedule": choices["retrain" if pruned or phase.auxiliary else "schedule"],
                 "cost": None if images is None else 3 * images * sum(macs.values()),
+                "note": "masks change" if phase.within else None,
             }
         )
     return rows
@@ -61,7 +63,7 @@ def describe(
         device = f"cpu, {threads} thread{'s' if threads > 1 else ''}"
     how = "bf16" if run.precision else "fp32"
     processes = f", {run.world} processes" if run.world > 1 else ""
-    noise = {}
+    noise, compression = {}, cfg["sparsity"]["compression"] if "target" in cfg["protocol"] else None
     if cfg["dataset"]["label_noise"]:
         asked = "{noise_kind} {label_noise}".format(**cfg["dataset"])
         noise["label noise"] = f"{asked}: {run.data.flipped:.2%} of the training labels are wrong"
@@ -73,14 +75,19 @@ def describe(
         **noise,
         "device": f"{device}, {how}{processes}",
         "prunable": f"{run.masks.total:,} weights in {len(run.masks)} layers",
+        **({} if compression is None else {"compression": told(compression, run)}),
         "directory": str(directory),
     }
 
 
-def identify(cfg: Mapping[str, Any], choices: Mapping[str, Any], identity: str) -> dict[str, Any]:
-    """What result.json and identity.json say of the run."""
+def identify(
+    cfg: Mapping[str, Any], choices: Mapping[str, Any], identity: str, plan: Sequence[Phase] = ()
+) -> dict[str, Any]:
+    """What result.json and identity.json say of the run; the plan knows the target behind a compression."""
     groups = ("method", "model", "dataset", "optimizer", "schedule", "retrain", "criterion", "protocol")
     sparsity = {k: cfg["sparsity"][k] for k in ("target", "rate", "rounds", "allocation", "granularity")}
+    if (compression := cfg["sparsity"]["compression"]) is not None and plan:
+        sparsity |= {"compression": compression, "target": plan[-1].sparsity}
     return {
         "id": identity,
         **{g: choices[g] for g in groups},
@@ -93,9 +100,8 @@ def identify(cfg: Mapping[str, Any], choices: Mapping[str, Any], identity: str) 
 def write_start(
     directory: Path,
     cfg: Mapping[str, Any],
-    choices: Mapping[str, Any],
     overrides: Sequence[str],
-    identity: str,
+    identity: Mapping[str, Any],
     *,
     device: torch.device,
     threads: int,
@@ -106,7 +112,7 @@ def write_start(
     contents = {
         "config.yaml": yaml.safe_dump(dict(cfg), sort_keys=False),
         "overrides.json": json.dumps(list(overrides), indent=1),
-        "identity.json": json.dumps(identify(cfg, choices, identity), indent=1),
+        "identity.json": json.dumps(dict(identity), indent=1),
         "environment.json": json.dumps(environment(device, threads), indent=1),
     }
     for name, text in contents.items():

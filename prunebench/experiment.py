@@ -17,7 +17,7 @@ from prunebench.describe import describe, identify, plan_rows, title, write_star
 from prunebench.machine import keep_freed_memory, pick_device, set_threads, spare_threads
 from prunebench.metrics.cost import count_macs
 from prunebench.record import Recorder
-from prunebench.result import write_final
+from prunebench.result import write_final, write_shrunk
 from prunebench.store import open_store
 from prunebench.trackers.session import Session, about_run
 
@@ -88,6 +88,7 @@ def run_experiment(
     display.plan(f"{title(cfg, choices)}, seed {cfg['seed']}", plan_rows(plan, run, macs, choices), facts)
     if cfg["plan"]:
         return "planned"
+    about = identify(cfg, choices, identity, plan)
     if rank == 0:
         make_directory(directory, "out", directory.parent)
         if trainer["share"] != "none" and world == 1:
@@ -105,15 +106,11 @@ def run_experiment(
         if rank == 0:
             for left in directory.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink()
-            write_start(
-                directory, written or cfg, choices, overrides, identity, device=device, threads=threads
-            )
+            write_start(directory, written or cfg, overrides, about, device=device, threads=threads)
         recorder = Recorder(
             directory,
             plan=plan,
-            identity=identify(cfg, choices, identity)
-            | {"metric_options": cfg["metrics"]}
-            | dict(extra or {}),
+            identity=about | {"metric_options": cfg["metrics"]} | dict(extra or {}),
             macs=macs,
             display=display,
             store=open_store(cfg, plan, run, method, threads, display, asked_to_stop),
@@ -229,7 +226,8 @@ def make_directory(directory: Path, key: str, value: object) -> None:
         ) from None
 
 
-def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]) -> None:
+def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the final networks; what result.json says of the shrunk one."""
     c, h, _ = run.data.shape
     description = {
         "model": cfg["model"],
@@ -239,4 +237,8 @@ def _export(run: Run, method: Method, *, directory: Path, cfg: Mapping[str, Any]
         "class_names": list(run.data.class_names),
         "sparsity": run.masks.sparsity,
     }
+    if method.stands_for is not None:
+        description["scaled"] = method.stands_for[1]  # of the model: network.scaled(this) fits the weights
     write_final(directory, run, method, description=description)
+    shrunk = write_shrunk(directory, run, method, description=description)
+    return {} if shrunk is None else {"shrunk": shrunk}

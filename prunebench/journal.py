@@ -174,7 +174,9 @@ class Rows:
         clock = run.clock
         place = {"phase": phase.name, "cycle": clock.cycle, "step": clock.step, "total": clock.total}
         epoch, sparsity = round(clock.step / run.data.steps_per_epoch, 6), run.masks.sparsity
-        self.write({"kind": kind, **place, "epoch": epoch, "sparsity": sparsity, **values})
+        # the sparsity is that of the last masks, some of whose weights are not 0 at this moment
+        loose = {} if run.zeros_hold else {"zeros_hold": False}
+        self.write({"kind": kind, **place, "epoch": epoch, "sparsity": sparsity, **loose, **values})
 
     def sync(self) -> int:
         """Put everything on the disk; the size of the file in bytes."""

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prunebench import config, overview
 from prunebench.explain import check_arguments, explain
+from prunebench.sweep import postponed
 
 NOTES = "PRUNEBENCH_NOTES"  # names the file in which jobs note that they failed or finished
 
@@ -98,7 +99,7 @@ def launch(arguments: Sequence[str]) -> int:
 def application(arguments: Sequence[str]) -> None:
     """Hydra's entry: parses the arguments, composes, and calls `job` once or for all jobs of a sweep."""
     # Hydra's parser takes -m only before or after all overrides; here it may stand anywhere.
-    sys.argv[1:] = sorted(arguments, key=lambda a: a not in ("-m", "--multirun"))
+    sys.argv[1:] = sorted(postponed(arguments), key=lambda a: a not in ("-m", "--multirun"))
     hydra.main(version_base="1.3", config_path=str(config.conf_directory()), config_name="config")(job)()
 
 

@@ -3,27 +3,84 @@
 from collections.abc import Mapping
 from typing import Any
 
+from prunebench.core.masks import Masks
+from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
+from prunebench.metrics.cost import ATTENTION
 
 
 class Ledger:
     """Training images, MACs and seconds of each trained phase.
 
+    Masks may change while a phase trains: every step is counted with the masks that it began with, and the
+    kept MACs are worked out anew only when there are other masks.
+
+    Args:
+      macs: prunable name -> MACs of one image, as `prunebench.metrics.cost.count_macs` gives them.
+
     Attributes:
       entries: one dict per phase, plain numbers, as a checkpoint carries them.
+      running: of the phase that trains: MACs of one image now, MACs of its training so far, and how often
+        masks changed since the last row of metrics.jsonl; None in a phase that was begun without it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, macs: Mapping[str, int]) -> None:
+        self.macs = {n: m for n, m in macs.items() if n != ATTENTION}
+        self.dense = sum(self.macs.values())
         self.entries: list[dict[str, Any]] = []
+        self.running: dict[str, int] | None = None
+        self._masks: Masks | None = None
 
-    def add(self, run: Run, phase: Phase, row: Mapping[str, Any]) -> float:
-        """Enter the phase that ends now; the seconds of its row, those of its auxiliary phases included.
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint carries."""
+        return {"entries": self.entries, "running": self.running and dict(self.running)}
+
+    def load(self, state: Mapping[str, Any] | list[dict[str, Any]], run: Run) -> None:
+        """Load what `state` gave; the run has its masks already.
+
+        Checkpoints of earlier versions hold the entries alone; their masks did not change within a phase.
+        """
+        older = isinstance(state, list)
+        self.entries, self.running = (state, None) if older else (state["entries"], state["running"])
+        self._masks = run.masks
+
+    def begin(self, run: Run) -> None:
+        """A phase begins with the masks that the run has now."""
+        self._masks = run.masks
+        self.running = {"macs": self._of_an_image(run.masks), "train_macs": 0, "changes": 0}
+
+    def step(self, run: Run, method: Method) -> None:
+        """Count the step that has just been done; waits for the device only if new masks must be counted."""
+        now, masks = self.running, run.masks
+        if now is None:
+            return
+        total = run.clock.total
+        images = _images_until(run, total) - _images_until(run, total - 1)
+        now["train_macs"] += images * method.train_macs(run, run.clock.step - 1, now["macs"], self.dense)
+        if masks is not self._masks:
+            now["changes"] += 1
+            now["macs"], self._masks = self._of_an_image(masks), masks
+
+    def changes(self, run: Run) -> dict[str, Any]:
+        """For a row: how often masks changed since the last one, and weights kept by layer; {} if never."""
+        if self.running is None or not self.running["changes"]:
+            return {}
+        count, self.running["changes"] = self.running["changes"], 0
+        layers = [{"name": n, "kept": kept} for n, kept in run.masks.kept_per_layer.items()]
+        return {"mask_updates": count, "layers": layers}
+
+    def add(self, run: Run, phase: Phase, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Enter the phase that ends now; what its row says of it.
 
         Args:
           run: its clock stands at the phase's end.
           phase: what was trained.
           row: of the table of rounds, with MACs and the phase's own seconds.
+
+        Returns:
+          `seconds`, those of the phase's auxiliary phases included, and `train_macs` of the run up to here.
         """
         seconds = row["seconds"]
         for before in reversed(self.entries):
@@ -31,15 +88,16 @@ class Ledger:
                 break
             seconds += before["seconds"]
         own = {k: row[k] for k in ("macs", "macs_dense", "seconds")} | {"samples": images_seen(run)}
-        self.entries.append({"phase": phase.name, "auxiliary": phase.auxiliary, **own})
-        return seconds
+        trained = 3 * own["samples"] * own["macs"] if self.running is None else self.running["train_macs"]
+        self.entries.append({"phase": phase.name, "auxiliary": phase.auxiliary, "train_macs": trained, **own})
+        return {"seconds": seconds, "train_macs": self.cost(run.clock.total)["train_macs"]}
 
     def cost(self, steps: int) -> dict[str, int]:
-        """Cost of the run; a training step is counted as three forward passes."""
+        """Cost of the run; a training step is counted as three forward passes (`Method.train_macs`)."""
         return {
             "steps": steps,
             "samples": sum(e["samples"] for e in self.entries),
-            "train_macs": sum(3 * e["samples"] * e["macs"] for e in self.entries),
+            "train_macs": sum(e.get("train_macs", 3 * e["samples"] * e["macs"]) for e in self.entries),
             "train_macs_dense": sum(3 * e["samples"] * e["macs_dense"] for e in self.entries),
         }
 
@@ -47,6 +105,13 @@ class Ledger:
     def seconds(self) -> float:
         """Wall time of all phases, evaluation included."""
         return sum(e["seconds"] for e in self.entries)
+
+    def _of_an_image(self, masks: Masks) -> int:
+        """Kept MACs of one image, rounded down layer by layer as in `prunebench.metrics.cost.cost`."""
+        kept = masks.kept_per_layer
+        return self.dense - sum(
+            m - m * kept[n] // masks[n].numel() for n, m in self.macs.items() if n in masks
+        )
 
 
 def images_seen(run: Run) -> int:

@@ -1,5 +1,7 @@
 """Lengths of phases as text, "160ep" or "2000it": checked, subtracted and shared out without a run."""
 
+import re
+
 from prunebench.core.phase import parse_length
 
 
@@ -42,6 +44,24 @@ def split(key: str, text: str, rounds: int, total: str) -> list[str]:
     return [_length(part, unit)] * (rounds - 1) + [_length(number - part * (rounds - 1), unit)]
 
 
+def times(text: str, factor: float) -> str:
+    """A checked length, multiplied; whole steps where it is one of steps."""
+    number, unit = parts(text)
+    return _length(round(number * factor) if unit == "it" else number * factor, unit)
+
+
+def share_of_length(length: str, share: float) -> str:
+    """`${share:160ep,0.5}` is 80ep.
+
+    Raises:
+      ValueError: if the length has no unit.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it)", str(length))
+    if match is None:
+        raise ValueError(f"length={length!r}: must be a number with its unit, such as 160ep or 2000it")
+    return f"{round(float(match[1]) * float(share)):d}{match[2]}"
+
+
 def _length(number: float, unit: str) -> str:
-    number = round(number, 6)  # 2.3 - 0.1 epochs is 2.2 epochs
+    number = round(float(number), 6)  # 2.3 - 0.1 epochs is 2.2 epochs
     return f"{int(number) if number.is_integer() else number}{unit}"

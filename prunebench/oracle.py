@@ -24,6 +24,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from prunebench.compression import provisional
 from prunebench.config import run_id
 from prunebench.core import parallel
 from prunebench.experiment import (
@@ -181,7 +182,7 @@ class Branch:
 def _checked_plan(cfg: Mapping[str, Any], instantiate: Instantiate) -> list[Any]:
     """Phases of the plan, each of which is searched, after all checks of the run along the winners."""
     schedules = {"schedule": instantiate(cfg["schedule"]), "retrain_schedule": instantiate(cfg["retrain"])}
-    plan = instantiate(cfg["protocol"], **schedules)
+    plan = instantiate(provisional(cfg), **schedules)
     if parallel.launched_by_torchrun():
         raise ValueError(
             "protocol=oracle: searches in one process; leave torchrun out, or spread seeds over processes "

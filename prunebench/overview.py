@@ -91,6 +91,7 @@ def help_text() -> str:
         "keys that most runs set:",
         "  seed=0                     all randomness is a function of it",
         "  sparsity.target=0.9        share of the prunable weights removed",
+        "  sparsity.compression=8     instead: all parameters / kept parameters",
         "  sparsity.rounds=5          pruning events on the way there",
         "  protocol.dense=40ep        dense training, in epochs (ep) or steps (it)",
         "  protocol.retrain=10ep      training after each pruning event",

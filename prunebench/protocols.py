@@ -43,7 +43,7 @@ def dense(
       dense: length of training.
       keep: end with the last network, or the one best in validation.
       patience: end early when validation has not got better for this long.
-      monitor: what tells better in validation, top1 or loss.
+      monitor: what is better in validation, a higher top-1 or a lower loss.
 
     Raises:
       ValueError: if an option is out of range.
@@ -70,8 +70,7 @@ def one_shot(
     """Dense training, one pruning event, retraining: `iterative` with one round.
 
     Args:
-      schedule: learning rate of dense training.
-      retrain_schedule: learning rate after pruning.
+      schedule, retrain_schedule: learning rate of dense training and after pruning.
       target: share of the prunable weights to remove, in [0, 1).
       dense, retrain, weights, rewind_to, keep, patience, monitor, control, peaks: as in `iterative`.
 
@@ -189,7 +188,7 @@ def iterative(
       weights: what a round starts from: the pruned weights (keep), those of the start (init) or of step
         `rewind_to` of dense training (rewind), or new ones in every round (random).
       rewind_to: where in dense training weights=rewind goes back to, before its end.
-      keep, patience, monitor: end of every phase, as in `dense`.
+      keep, patience, monitor: of every phase, as in `dense`.
       control: none; reinit (the found mask, new weights); random_layerwise, random_global, random_even (new
         weights and the found mask shuffled within each layer, over all layers, or with equal sparsity in
         every layer; `lottery/branch` of facebookresearch/open_lth).
@@ -263,9 +262,11 @@ def oracle(
     The best branch by validation goes on (Oracle of SILO, arXiv 2212.06144); see `prunebench.oracle`.
 
     Args:
+      schedule, retrain_schedule: as in `iterative`.
       grid: peaks to try in every phase, distinct learning rates above 0.
       tolerance: a peak is near-best if its validation top-1 is at most so much below the best, in [0, 1).
-      All other options are those of `iterative`.
+      rounds, dense, target, rate, layer_rates, spacing, retrain, retrain_total, budget, weights, rewind_to,
+        keep, patience, monitor, control: as in `iterative`.
 
     Raises:
       ValueError: if an option is out of range or two do not fit together.

@@ -84,3 +84,38 @@ def _share(x: float, target: float, start: float) -> float:
 def _blend(rest: float, target: float, start: float) -> float:
     """`start` where all of the way is left (rest = 1), `target` where nothing is."""
     return start if rest == 1.0 else target + (start - target) * rest
+
+
+# What is left of a share that falls from 1 at x = 0 to 0 at x = 1 (arXiv 1911.11134, drop fraction)
+
+
+def fall_cosine(x: float) -> float:
+    """(1 + cos(pi x)) / 2: slow at both ends.
+
+    >>> [round(0.3 * fall_cosine(x), 6) for x in (0, 0.25, 0.5, 0.75, 1)]
+    [0.3, 0.256066, 0.15, 0.043934, 0.0]
+    """
+    return (1.0 + math.cos(math.pi * x)) / 2.0
+
+
+def fall_constant(x: float) -> float:
+    """1 all the way."""
+    return 1.0
+
+
+def fall_linear(x: float) -> float:
+    """1 - x."""
+    return 1.0 - x
+
+
+def fall_inverse_power(x: float) -> float:
+    """(1 - x)^3: fast first."""
+    return (1.0 - x) ** 3
+
+
+FALLS = {
+    "cosine": fall_cosine,
+    "constant": fall_constant,
+    "linear": fall_linear,
+    "inverse_power": fall_inverse_power,
+}

@@ -17,7 +17,7 @@ from prunebench.journal import Checkpoints, Losses, Rows, Shown, Stop, diverged
 from prunebench.ledger import Ledger
 from prunebench.metrics.evaluation import evaluate
 from prunebench.metrics.metric import Metric, begin_phase, load_states, measure_due, states
-from prunebench.result import assemble, dense_test, round_row, write_json
+from prunebench.result import assemble, dense_test, kept_weights, round_row, write_json
 from prunebench.store import PrefixStore, copy_checkpoint
 
 
@@ -34,7 +34,7 @@ class Recorder:
       display: what the user sees.
       store: shared prefixes, or None.
       metrics: name -> what else is measured.
-      export: called with the run at the end; writes the final weights.
+      export: called with the run at the end; writes the final weights, gives more content of result.json.
       eval_every: validation accuracy is measured this often, "1ep" or "500it".
       checkpoint_every, checkpoint_seconds: a checkpoint is written this often, and at phase ends.
       asked_to_stop: the number of a signal that has come in, or 0.
@@ -50,7 +50,7 @@ class Recorder:
         display: Any,
         store: PrefixStore | None,
         metrics: Mapping[str, Metric],
-        export: Callable[[Run, Method], None],
+        export: Callable[[Run, Method], dict[str, Any] | None],
         eval_every: str,
         checkpoint_every: str,
         checkpoint_seconds: float,
@@ -62,15 +62,12 @@ class Recorder:
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.checkpoint_seconds, self._stop = checkpoint_seconds, Stop(asked_to_stop)
         self.rounds: list[dict[str, Any]] = []
-        self.ledger = Ledger()
+        self.ledger = Ledger(macs)
         self.shared: list[dict[str, str]] = []  # the prefix that was not trained here
         self.pure = True  # the state is what the addresses of the store say: nothing changed on resuming
-        self.pruned_test: dict[str, float] | None = None
-        self.seconds = 0.0  # of this phase, before this process took it up
-        self.started = time.monotonic()
+        self.seconds, self.started = 0.0, time.monotonic()  # of this phase, before this process took it up
         self.rows: Rows | None = None
-        self._shown = Shown(display, plan)
-        self._top1: float | None = None
+        self._shown, self._top1, self.pruned_test = Shown(display, plan), None, None
 
     # Starting and resuming
 
@@ -107,7 +104,8 @@ class Recorder:
     def _load(self, content: Mapping[str, Any], path: Path, run: Run, method: Method) -> dict[str, Any]:
         checkpoint.restore(content, path=path, run=run, method=method, make_optimizer=self._make_optimizer)
         extra = content["extra"]
-        self.rounds, self.ledger.entries, self.seconds = extra["rounds"], extra["trained"], extra["seconds"]
+        self.rounds, self.seconds = extra["rounds"], extra["seconds"]
+        self.ledger.load(extra["trained"], run)
         self.pruned_test, self._top1 = extra["pruned_test"], extra["top1"]
         self._losses.load(extra["losses"])
         self.shared, self.pure = list(extra["shared"]), extra["pure"]
@@ -152,6 +150,7 @@ class Recorder:
         if phase.sparsity is None:
             self.pruned_test = None
         self._losses.clear()
+        self.ledger.begin(run)
         if run.rank == 0 and not phase.auxiliary:
             begin_phase(self.metrics, run)
         self._shown.start(run, phase)
@@ -159,8 +158,8 @@ class Recorder:
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
         """Rows at epoch ends, validation, display, checkpoints, signals: each when due, otherwise no wait."""
         self._losses.add(loss)
-        clock, quality = run.clock, None
-        last = clock.step == clock.steps
+        self.ledger.step(run, method)
+        clock, last, monitored = run.clock, run.clock.step == run.clock.steps, None
         if self._shown.due():
             seen = self._losses.peek()
             if seen is not None and not math.isfinite(seen):
@@ -170,10 +169,11 @@ class Recorder:
             self._epoch_row(run, phase)
         if run.data.sizes.get("valid") and (clock.step % self._eval_steps == 0 or last):
             measured = self._measure(run, method, phase, "valid")
-            self._top1, quality = measured["top1"], phase.quality(measured)
+            self._top1 = measured["top1"]
+            monitored = -measured["loss"] if phase.monitor == "loss" else self._top1
             self._row(run, phase, "eval", split="valid", when="epoch", **measured)
         self._measure_more(run, method, phase, when="epoch")
-        return quality
+        return monitored
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
         """Stop if a signal asked for it, after a checkpoint; else write one when it is due."""
@@ -191,14 +191,14 @@ class Recorder:
         if self._losses.count:  # of an epoch that the method or the patience rule cut short
             self._epoch_row(run, phase)
         row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
-        row["seconds"] = self.ledger.add(run, phase, row)
+        row |= self.ledger.add(run, phase, row)
         self._row(run, phase, "eval", split="test", when="end", **row["test"])
         if phase.auxiliary:
-            self._row(run, phase, "auxiliary", round=row)
+            self._row(run, phase, "auxiliary", round=row, **kept_weights(run))
         else:
             self.rounds.append(row)
             self._measure_more(run, method, phase, when="end")
-            self._row(run, phase, "phase", round=row)
+            self._row(run, phase, "phase", round=row, **kept_weights(run))
         self.display.phase_end(row)
 
     def between(self, run: Run, method: Method) -> None:
@@ -218,8 +218,8 @@ class Recorder:
             self.rounds.append(final | {"phase": "final", "epochs": 0.0, "steps": 0})
         if run.rank == 0:
             self.rows.sync()
-            self.export(run, method)
-            result = assemble(run, self)
+            more = self.export(run, method) or {}
+            result = assemble(run, self) | more
             write_json(self.directory / "result.json", result)
             self.display.finish(result, str(self.directory))
         parallel.wait_for_all(run.world)
@@ -254,8 +254,8 @@ class Recorder:
     def _epoch_row(self, run: Run, phase: Phase) -> None:
         losses = self._judge_losses(run, phase)
         if losses:
-            lr = run.optimizer.param_groups[0]["lr"]
-            self._row(run, phase, "train", loss=math.fsum(losses) / len(losses), lr=float(lr))
+            mean, lr = math.fsum(losses) / len(losses), run.optimizer.param_groups[0]["lr"]
+            self._row(run, phase, "train", loss=mean, lr=float(lr), **self.ledger.changes(run))
         self._losses.clear()
 
     def _judge_losses(self, run: Run, phase: Phase) -> list[float]:
@@ -287,7 +287,7 @@ class Recorder:
         extra = {
             "rows": self.rows.sync(),
             "rounds": self.rounds,
-            "trained": self.ledger.entries,
+            "trained": self.ledger.state,
             "seconds": self._phase_seconds(),
             "pruned_test": self.pruned_test,
             "top1": self._top1,

@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from prunebench.core.checkpoint import write_atomically
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
-from prunebench.metrics.cost import cost
+from prunebench.metrics.cost import ATTENTION, cost, count_macs
+from prunebench.metrics.metric import undisturbed
 
 VERSION = 1
 
@@ -42,7 +46,7 @@ def round_row(
     row = {
         "phase": phase.name,
         "cycle": run.clock.cycle,
-        "asked": phase.sparsity if phase.sparsity is not None else 0.0 if run.clock.cycle == 0 else None,
+        "asked": phase.asked if phase.asked is not None else 0.0 if run.clock.cycle == 0 else None,
         "sparsity": run.masks.sparsity,
         "kept": run.masks.kept,
         "total": run.masks.total,
@@ -61,10 +65,41 @@ def round_row(
         "steps": run.clock.step,
         "seconds": seconds,
     }
+    if method.stands_for is not None:
+        row |= relative(run, method.stands_for[0], row)
     # the dense row may be another method's, from the shared store
     if run.clock.cycle and (counted := method.channels(run)) is not None:
         row["channels"], row["channels_total"] = counted
     return row
+
+
+def kept_weights(run: Run) -> dict[str, Any]:
+    """What a phase's row in metrics.jsonl says of the prunable layers, in the order of the masks.
+
+    `kept_per_layer` is the weights kept of each; the row of the plan's first phase has their names and sizes
+    too, once for all: `layer_sizes`, name -> weights.
+    """
+    names = {} if run.clock.phase else {"layer_sizes": {n: m.numel() for n, m in run.masks.items()}}
+    return names | {"kept_per_layer": list(run.masks.kept_per_layer.values())}
+
+
+def relative(run: Run, whole: nn.Module, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes in a row against those of the network that the trained, smaller one stands for.
+
+    Args:
+      whole: that network, on the meta device, with the same parameter names.
+    """
+    params = dict(whole.named_parameters())
+    total, dense = sum(params[n].numel() for n in run.masks), count_macs(whole, run.data.shape)
+    everything, macs = sum(p.numel() for p in params.values()), sum(dense.values()) - dense[ATTENTION]
+    return {
+        "sparsity": 1 - row["kept"] / total,
+        "total": total,
+        "params_total": everything,
+        "compression": everything / row["params"],
+        "macs_dense": macs,
+        "speedup": macs / row["macs"],
+    }
 
 
 def dense_test(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
@@ -112,3 +147,42 @@ def write_final(directory: Path, run: Run, method: Method, *, description: Mappi
     write_atomically(directory / "final.safetensors", lambda f: f.write(save(weights)))
     write_atomically(directory / "masks.safetensors", lambda f: f.write(save(masks)))
     write_json(directory / "final.json", description)
+
+
+def write_shrunk(
+    directory: Path, run: Run, method: Method, *, description: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The physically smaller network of a structured run, as safetensors and a JSON of its widths.
+
+    `shrunk.safetensors` holds its state dict; `shrunk.json` what `prunebench.saved.load_network` needs to
+    build it: the model with its options, and the widths by unit.
+
+    Returns:
+      What is really left: `params`, `macs` and `macs_attention` (of one image, counted in a forward pass),
+      `bytes` (of shrunk.safetensors) beside `bytes_masked` (of final.safetensors), and `difference`, the
+      largest one between its logits and the masked network's on up to 64 test images, with `logits`, the
+      largest magnitude among those. None if the method removes no channels.
+    """
+    from safetensors.torch import save
+
+    small = method.compact(run)
+    if small is run.model:
+        return None
+    weights = {n: t.detach().cpu().contiguous() for n, t in small.state_dict().items()}
+    content = save(weights)
+    write_atomically(directory / "shrunk.safetensors", lambda f: f.write(content))
+    macs = count_macs(small, run.data.shape)
+    images = next(iter(run.data.evaluation("test")))[0][:64]
+    with undisturbed(run), torch.no_grad():
+        masked, shrunk = run.model(images), small.eval()(images)
+    facts = {
+        "params": sum(p.numel() for p in small.parameters()),
+        "macs": sum(macs.values()) - macs[ATTENTION],
+        "macs_attention": macs[ATTENTION],
+        "bytes": len(content),
+        "bytes_masked": (directory / "final.safetensors").stat().st_size,
+        "difference": float((masked - shrunk).abs().max()),
+        "logits": float(masked.abs().max()),
+    }
+    write_json(directory / "shrunk.json", {**description, "widths": small.widths, **facts})
+    return facts

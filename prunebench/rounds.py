@@ -102,14 +102,15 @@ def check_common(dense: str, keep: str, patience: str | None, monitor: str) -> N
     """Options of every protocol."""
     check_length("protocol.dense", dense)
     check_choice("protocol.keep", keep, Literal["last", "best"])
+    check_choice("protocol.monitor", monitor, Literal["top1", "loss"])
+    if monitor == "loss" and keep == "last" and patience is None:
+        raise ValueError(
+            "protocol.monitor=loss: has no effect without protocol.patience or protocol.keep=best; set one"
+        )
     if patience is not None:
         check_length("protocol.patience", patience)
         if parts(patience)[0] == 0.0:
             raise ValueError(f"protocol.patience={patience}: must be longer than 0; null for no early end")
-    check_choice("protocol.monitor", monitor, Literal["top1", "loss"])
-    if monitor != "top1" and patience is None and keep == "last":
-        rule = "has no effect without protocol.patience or protocol.keep=best"
-        raise ValueError(f"protocol.monitor={monitor}: {rule}")
 
 
 def check_choice(key: str, value: str, choices: Any) -> None:

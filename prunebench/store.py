@@ -11,7 +11,7 @@ import torch
 from prunebench import __version__
 from prunebench.core import checkpoint
 from prunebench.core.method import Method, leaves_training_alone
-from prunebench.core.phase import Phase
+from prunebench.core.phase import Phase, cycles
 from prunebench.core.run import Run
 from prunebench.journal import Interrupted
 
@@ -148,7 +148,7 @@ def open_store(
 
     keys = prefix_keys(cfg, plan, run, method, threads)
     alone = leaves_training_alone(method)
-    plain = [i for i in keys if alone and all(p.sparsity is None for p in plan[: i + 1])]
+    plain = [i for i in keys if alone and cycles(plan[: i + 1]) == 1]
     return PrefixStore(Path(trainer["store"]).absolute(), keys, waiting, plain)
 
 
@@ -175,19 +175,22 @@ def prefix_keys(
     }
     alone, keys = leaves_training_alone(method), {}
     for index, phase in enumerate(plan):
-        pruned = any(p.sparsity is not None for p in plan[: index + 1])
+        pruned = cycles(plan[: index + 1]) > 1
         if callable(phase.length) or (pruned and cfg["trainer"]["share"] == "dense"):
             break
         content["phases"].append(
             [
                 *(phase.name, phase.length, phase.sparsity, phase.weights, phase.shuffle),
                 *(list(phase.snapshot), phase.keep, phase.patience, phase.peak),
-                *((phase.monitor,) if phase.monitor != "top1" else ()),  # came later: old addresses stay
+                *((phase.reach,) if phase.within else ()),
+                *(["loss"] if phase.monitor == "loss" else []),
             ]
         )
         if index:  # later phases are trained by the retraining schedule, also those before any pruning
             content["retrain"] = cfg["retrain"]
         if pruned or not alone:
             content |= {k: cfg[k] for k in ("method", "companion", "criterion")}
+            if pruned and cfg["trainer"]["shrink"]:
+                content["shrink"] = True
         keys[index] = address(content)
     return keys

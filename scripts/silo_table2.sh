@@ -18,10 +18,10 @@ case $scale in
     ;;
   small)
     data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=6250 dataset.validation=0.2 dataset.pad=2)
-    setting=(model.option=A protocol.dense=10ep sparsity.rounds=9 trainer.share=all seed=0,1,2)
+    setting=(model.option=A protocol.dense=10ep sparsity.rounds=13 trainer.share=all seed=0,1,2)
     choices="constant:0.02 step:0.05 cosine:0.05 cyclical:0.1 one_cycle:0.1 warmup_step:0.1 warmup_step:0.2"
     choices="$choices s_cyc:0.1:0.1 silo:0.1:0.1"
-    length=10ep rewinding=0.1 columns=100,32.8,26.2,13.4
+    length=10ep rewinding=0.1 columns=100,32.8,26.2,13.4,5.5
     ;;
   paper)
     data=(${DATA:-dataset=cifar10})

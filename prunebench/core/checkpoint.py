@@ -102,16 +102,22 @@ def restore(
 ) -> None:
     """Load a checkpoint's content into a run and a method that is attached to it.
 
-    The method comes first: it may own parameters that the optimizer refers to.
+    The method comes first: it may own parameters that the optimizer refers to. Then the model and the masks,
+    which say how wide the network is that the optimizer trains.
 
     Raises:
       CheckpointError: if it was made by another network or method.
     """
     try:
         method.load_state_dict(to_device(content["method"], run.device))
-        if content["run"]["clock"]["step"]:
+        state = content["run"]
+        if not state["clock"]["step"]:
+            run.load_state_dict(state)
+        else:
+            run.load_state_dict(state | {"optimizer": None})
+            run.shrink(method)
             run.optimizer = make_optimizer(run, method)
-        run.load_state_dict(content["run"])
+            run.optimizer.load_state_dict(state["optimizer"])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Which layers feed an activation: read off the autograd graph of one image."""
+"""Which layers feed which activation: nonlinearities are seen as modules, layers by the autograd graph."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -28,25 +28,6 @@ class Feed:
     weights: tuple[str, ...] | None
 
 
-@contextmanager
-def hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Inside the block, `hook(name, output)` is called after every call of one of the modules."""
-    handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: hook(name, output))
-        for name, module in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def is_rectifier(module: nn.Module) -> bool:
-    """Whether it is a ReLU, ReLU6 or GELU; timm has classes of its own for the last."""
-    return isinstance(module, nn.ReLU | nn.ReLU6 | nn.GELU) or type(module).__name__ in ("GELU", "GELUTanh")
-
-
 class Calls:
     """Hook for `hooked` that numbers the calls of a module in one forward pass: a ReLU may serve twice.
 
@@ -67,24 +48,42 @@ class Calls:
         self.seen[name] += 1
 
 
+@contextmanager
+def hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Inside the block, `hook(name, output)` is called after every call of one of the modules."""
+    handles = [
+        module.register_forward_hook(lambda _, args, output, name=name: hook(name, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def is_rectifier(module: nn.Module) -> bool:
+    """Whether it is a ReLU, ReLU6 or GELU; timm has classes of its own for the last."""
+    return isinstance(module, nn.ReLU | nn.ReLU6 | nn.GELU) or type(module).__name__ in ("GELU", "GELUTanh")
+
+
 def rectifiers(model: nn.Module) -> dict[str, nn.Module]:
-    """The model's ReLU, ReLU6 and GELU modules by name."""
+    """Name -> module of every ReLU, ReLU6 and GELU."""
     return {name: module for name, module in model.named_modules() if is_rectifier(module)}
 
 
-def feeds_of(model: nn.Module, forward: Callable[[Tensor], Any], image: Tensor) -> dict[Call, Feed]:
+def trace(model: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> dict[Call, Feed]:
     """What feeds every call of a ReLU or GELU module, in order of execution, from one image's autograd graph.
 
     Args:
-      model: whose modules are looked at.
-      forward: calls them.
-      image: [1, C, H, W].
+      forward: calls the modules of `model`.
+      x: one image, [1, C, H, W].
 
     Raises:
-      ValueError: if an activation sees more rows than images, so that they cannot be counted per image.
+      ValueError: if an activation sees more rows than images, so that they cannot be told apart.
     """
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LAYERS)}
-    active = rectifiers(model)
+    activations = rectifiers(model)
     # torch's activations of any kind end the search
     nonlinear = {n: m for n, m in model.named_modules() if type(m).__module__ == nn.ReLU.__module__}
     made: dict[Any, str | None] = {}  # node of the graph -> the layer whose output it is, None: an activation
@@ -99,10 +98,10 @@ def feeds_of(model: nn.Module, forward: Callable[[Tensor], Any], image: Tensor) 
 
     with (
         torch.enable_grad(),
-        hooked({**layers, **nonlinear, **active}, note),
-        hooked(active, Calls(keep)),
+        hooked({**layers, **nonlinear, **activations}, note),
+        hooked(activations, Calls(keep)),
     ):
-        forward(image.clone().requires_grad_())
+        forward(x.clone().requires_grad_())
     feeds = {}
     for call, (node, shape) in outputs.items():
         if shape[0] != 1:

@@ -26,7 +26,7 @@ class Observer(Protocol):
         """A phase has begun: pruned and restored, not trained yet."""
 
     def after_step(self, run: Run, method: Method, phase: Phase, loss: Tensor) -> float | None:
-        """A step is done; the phase's quality in validation when it was measured now, else None."""
+        """A step is done; what the phase monitors if it was measured now (higher = better), else None."""
 
     def settled(self, run: Run, method: Method, phase: Phase) -> None:
         """All that the step brings is done: the moment for checkpoints and for stopping."""
@@ -93,17 +93,17 @@ def fit(
                 run.snapshot(name)
             loss = train_step(phase, run, method)
             run.clock.tick()
-            quality = observer.after_step(run, method, phase, loss)
-            if quality is not None:
-                _judge(phase, run, quality, patience)
+            value = observer.after_step(run, method, phase, loss)
+            if value is not None:
+                _judge(phase, run, value, patience)
             observer.settled(run, method, phase)
         for name in snapshots.get(run.clock.steps, ()):
             run.snapshot(name)
         if phase.keep == "best" and "best" in run.snapshots:
-            run.restore("best")
-            del run.snapshots["best"]
-            if method.hard_masks:
-                run.masks.zero_weights_(run.model)
+            _take_best(run, method)
+        run.unshrink()
+        kept = _asked_count(phase, run)
+        assert kept in (None, run.masks.kept), f"{phase.name}: {run.masks.kept} kept, {kept} asked for"
         parallel.broadcast_buffers_(run.model, run.world)
         observer.phase_end(run, method, phase)
         run.clock.next_phase()
@@ -117,14 +117,18 @@ def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer,
 
     The optimizer is new in every phase: momentum kept over a rewind or over removed channels would be wrong.
     """
+    run.goal, run.zeros_hold = phase.reach, True
     if phase.sparsity is not None:
         _prune(phase, run, method)
         observer.pruned(run, method, phase)
+    elif phase.within:
+        run.clock.cycle += 1
     if phase.weights != "keep":
         run.restore(phase.weights)
-    run.optimizer = make_optimizer(run, method)
-    if method.hard_masks:
+    if method.hard_masks or not phase.within:
         run.masks.zero_weights_(run.model)
+    run.shrink(method)
+    run.optimizer = make_optimizer(run, method)
     run.clock.steps = phase.steps(run)
 
 
@@ -176,12 +180,13 @@ def shuffled(masks: Masks, how: str, run: Run) -> Masks:
 
 def train_step(phase: Phase, run: Run, method: Method) -> Tensor:
     """One optimizer step; the batch's mean loss, detached. Nothing here waits for the device."""
+    run.goal = phase.reach
     run.seed_step()
     set_learning_rate(phase, run)
     x, y = run.data.batch(run.seed, run.clock.total, rank=run.rank, world=run.world)
     if not run.model.training:  # setting the mode of every module takes 3 % of a LeNet-300 step
         run.model.train()
-    if run.graphed_step is not None and len(y) == run.data.batch_size:
+    if run.graphed_step is not None and len(y) == run.data.batch_size and not method.changes_step(run):
         return run.graphed_step(run, method, x, y)
     run.optimizer.zero_grad(set_to_none=True)
     with run.autocast():
@@ -217,11 +222,35 @@ def set_learning_rate(phase: Phase, run: Run) -> float:
     return factor
 
 
-def _judge(phase: Phase, run: Run, quality: float, patience: int | None) -> None:
-    """Keep the best network so far, and end the phase when it has not got better for long enough."""
-    if quality > run.clock.best:
-        run.clock.best, run.clock.best_step = quality, run.clock.step
+def _judge(phase: Phase, run: Run, value: float, patience: int | None) -> None:
+    """Keep the best network so far, and end the phase when it has not got better for long enough.
+
+    A phase that prunes while it trains is judged from where it has reached its sparsity.
+    """
+    if _asked_count(phase, run) not in (None, run.masks.kept):
+        run.clock.best_step = run.clock.step
+    elif value > run.clock.best:
+        run.clock.best, run.clock.best_step = value, run.clock.step
         if phase.keep == "best":
             run.snapshot("best")
+            if phase.within:
+                run.snapshots["best masks"] = {n: m.clone() for n, m in run.masks.items()}
     elif patience is not None and run.clock.step - run.clock.best_step >= patience:
         run.clock.stop_phase = True
+
+
+def _take_best(run: Run, method: Method) -> None:
+    """Go back to the best network of the phase, and to the masks that it had."""
+    if masks := run.snapshots.pop("best masks", None):
+        run.set_masks(Masks(masks, run.masks.tied))
+    run.restore("best")
+    del run.snapshots["best"]
+    if method.hard_masks:
+        run.masks.zero_weights_(run.model)
+
+
+def _asked_count(phase: Phase, run: Run) -> int | None:
+    """Weights that a phase which prunes while it trains is to keep at its end; None if that is not asked."""
+    if not phase.within or phase.reach is None or phase.nearly:
+        return None
+    return round((1 - phase.reach) * run.masks.total)

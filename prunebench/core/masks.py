@@ -20,17 +20,26 @@ class Masks(Mapping[str, Tensor]):
     Args:
       masks: one bool tensor per prunable parameter.
       tied: bool tensors of further parameters.
+      kept: weights kept, by name or all together, where the caller knows them; None counts them when they are
+        asked for.
 
     Raises:
       TypeError: if a tensor is not bool.
     """
 
-    def __init__(self, masks: dict[str, Tensor], tied: dict[str, Tensor] | None = None):
+    def __init__(
+        self,
+        masks: dict[str, Tensor],
+        tied: dict[str, Tensor] | None = None,
+        *,
+        kept: dict[str, int] | int | None = None,
+    ):
         for name, mask in (masks | (tied or {})).items():
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask {name!r} is {mask.dtype}, expected torch.bool")
         self._masks, self.tied = masks, tied or {}
-        self._kept: dict[str, int] | None = None
+        self._kept = kept if isinstance(kept, dict) else None
+        self._all_kept = kept if isinstance(kept, int) else None
         self._multipliers: dict[str, Tensor] | None = None
         self._bound: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
 
@@ -60,7 +69,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def kept(self) -> int:
         """Weights kept, tied entries not counted."""
-        return sum(self.kept_per_layer.values())
+        return sum(self.kept_per_layer.values()) if self._all_kept is None else self._all_kept
 
     @property
     def total(self) -> int:
@@ -100,7 +109,9 @@ class Masks(Mapping[str, Tensor]):
         if self._bound is None or self._bound[0] is not model:
             params = dict(model.named_parameters())
             multipliers = self._multipliers or {}
-            whole = {n for n, m in self._masks.items() if self.kept_per_layer[n] == m.numel()}
+            # on CUDA counting would wait for the device
+            known = self._kept is not None or not any(m.is_cuda for m in self._masks.values())
+            whole = {n for n, m in self._masks.items() if known and self.kept_per_layer[n] == m.numel()}
             whole |= {n for n, m in self.tied.items() if bool(m.all())}
             for name, mask in (self._masks | self.tied).items():
                 if name not in multipliers and name not in whole:

@@ -17,15 +17,21 @@ class Method:
     Attributes:
       state: names of the attributes that a checkpoint carries: tensors, numbers, strings, dicts and lists of
         them, and modules. Anything that a later step depends on is in it, or resuming is wrong.
-      hard_masks: False where the mask acts in the forward pass only and the weights stay dense.
+      hard_masks: True where value and optimizer state of a pruned weight are 0 after every step. False where
+        pruned weights go on being updated while the method prunes: a new mask sets values to 0, optimizer
+        state and dense weights kept beside the network go on. If values leave 0 before the next mask,
+        `run.zeros_hold` is False until then, and rows of metrics.jsonl say so.
       revives: True where a pruned weight may return.
       granularity: what is pruned as one: "weight", "kernel", "filter" or "neuron".
+      during_training: True where masks change or are drawn under `protocol=during_training`, which such a
+        method needs. `run.goal` is the sparsity to have reached at the phase's end; None: leave masks alone.
     """
 
     state: tuple[str, ...] = ()
     hard_masks: bool = True
     revives: bool = False
     granularity: str = "weight"
+    during_training: bool = False
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """The protocol's plan with what this method needs in it: further phases, snapshots, other lengths.
@@ -35,16 +41,28 @@ class Method:
         """
         return phases
 
+    def network(self, model: nn.Module) -> nn.Module:
+        """The network to train, freshly initialised: the configured one, or another in its place."""
+        return model
+
+    @property
+    def stands_for(self) -> tuple[nn.Module, float] | None:
+        """Where another network is trained: the configured one (on the meta device), and the widths' factor.
+
+        Sparsity, compression and speed-up of the result are then relative to it.
+        """
+        return None
+
     def check(self, run: Any, asked: Sequence[float]) -> None:
         """Refuse what cannot work with this network, before any training.
 
         Args:
-          asked: sparsity of every pruning event of the plan, in order.
+          asked: sparsity of every pruning event and of every phase that prunes while it trains, in order.
 
         Raises:
           ValueError: naming the option and the way out.
         """
-        if asked and type(self).prune is Method.prune:
+        if asked and type(self).prune is Method.prune and not self.during_training:
             raise ValueError(f"method: {type(self).__name__} has no pruning event; choose protocol=dense")
 
     def attach(self, run: Any) -> None:
@@ -66,6 +84,25 @@ class Method:
         """Update weights and maybe masks; dense gradients are there."""
         run.masks.step_(run.model, run.optimizer)
 
+    def changes_step(self, run: Any) -> bool:
+        """Whether this step is another than that of plain training, which a CUDA graph may replay.
+
+        A method whose other steps are plain (`Method.step` under masks that stay) overrides this.
+        """
+        return not leaves_training_alone(self)
+
+    def train_macs(self, run: Any, step: int, sparse: int, dense: int) -> int:
+        """Multiply-adds that training on one image takes in a step, counted as three forward passes.
+
+        Args:
+          run: its clock stands after the step.
+          step: of this phase, counted from 0.
+          sparse: MACs of a forward pass with the masks that the step began with.
+          dense: MACs of a forward pass without masks. A method that needs the gradient of every weight in
+            this step takes `2 * sparse + dense` (RigL, arXiv 1911.11134, appendix H).
+        """
+        return 3 * sparse
+
     def finish(self, run: Any) -> None:
         """Fold everything into plain weights and masks, after the last phase."""
 
@@ -76,6 +113,10 @@ class Method:
     def compact(self, run: Any) -> nn.Module:
         """The deployable network, for cost metrics."""
         return run.model
+
+    def alive(self, run: Any) -> dict[str, Tensor] | None:
+        """Unit name -> bool tensor of channels left, where whole channels are pruned; else None."""
+        return None
 
     def channels(self, run: Any) -> tuple[int, int] | None:
         """Channels kept and in all where whole channels are pruned, else None."""
@@ -144,9 +185,23 @@ class Companion(Method):
         """As the base method's."""
         return self.base.granularity
 
+    @property
+    def during_training(self) -> bool:
+        """As the base method's."""
+        return self.base.during_training
+
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """Plan of the base method."""
         return self.base.plan(phases)
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Network of the base method."""
+        return self.base.network(model)
+
+    @property
+    def stands_for(self) -> tuple[nn.Module, float] | None:
+        """As the base method's."""
+        return self.base.stands_for
 
     def check(self, run: Any, asked: Sequence[float]) -> None:
         """Check the base method."""
@@ -172,6 +227,10 @@ class Companion(Method):
         """Step of the base method."""
         self.base.step(run)
 
+    def train_macs(self, run: Any, step: int, sparse: int, dense: int) -> int:
+        """Multiply-adds of the base method."""
+        return self.base.train_macs(run, step, sparse, dense)
+
     def finish(self, run: Any) -> None:
         """Finish the base method."""
         self.base.finish(run)
@@ -183,6 +242,10 @@ class Companion(Method):
     def compact(self, run: Any) -> nn.Module:
         """Deployable network of the base method."""
         return self.base.compact(run)
+
+    def alive(self, run: Any) -> dict[str, Tensor] | None:
+        """Channels of the base method that are left."""
+        return self.base.alive(run)
 
     def channels(self, run: Any) -> tuple[int, int] | None:
         """Channels of the base method."""

@@ -1,7 +1,7 @@
 """A plan is a list of phases: what is pruned on entry, what is restored, and how long is trained."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -45,6 +45,9 @@ class Phase:
       schedule: learning rate over the phase.
       sparsity: prune to this on entry, a share of all prunable weights; None leaves the masks alone. A
         function of the run where it depends on the layers' sizes; `settled` puts its value in.
+      within: the method prunes or regrows while this phase trains (`prunebench.during_training`).
+      reach: sparsity at the end of such a phase, exact to one weight; None where it is the method's outcome.
+      nearly: `reach` is met as nearly as the method can (whole channels), not to one weight.
       weights: after pruning, "keep" the weights, draw them again ("random"), or restore a snapshot by name.
       uncontrolled: what `weights` would be without the control that this phase is; None if it is none.
       peak: learning rate that the schedule multiplies, in place of `optimizer.lr`; None keeps that.
@@ -53,8 +56,8 @@ class Phase:
       snapshot: pairs (name, time in this phase): copies of the network taken while training. A time with a
         minus sign counts back from the phase's end ("-1ep"), but not beyond its beginning.
       keep: which network the phase ends with, the last or the one best in validation.
-      patience: ends the phase when what `monitor` names has not got better for this long.
-      monitor: what `keep` and `patience` go by in validation: "top1", or "loss" (the lower the better).
+      patience: ends the phase when validation has not got better for this long.
+      monitor: what is better in validation, a higher top-1 or a lower loss.
       auxiliary: the phase only serves the next pruning event: its end is no row in the table of rounds. What
         it costs is counted.
     """
@@ -63,6 +66,9 @@ class Phase:
     length: str | Callable[[Any], str]
     schedule: Schedule
     sparsity: float | Callable[[Any], float] | None = None
+    within: bool = False
+    reach: float | None = None
+    nearly: bool = False
     weights: str = "keep"
     uncontrolled: str | None = None
     peak: float | None = None
@@ -73,6 +79,11 @@ class Phase:
     monitor: Literal["top1", "loss"] = "top1"
     auxiliary: bool = False
 
+    @property
+    def asked(self) -> float | None:
+        """Sparsity that the phase is to end with; None where that is not changed, or not asked for."""
+        return self.reach if self.within else self.sparsity
+
     def settled(self, run: Any) -> "Phase":
         """This phase with the sparsity as a number."""
         return replace(self, sparsity=self.sparsity(run)) if callable(self.sparsity) else self
@@ -81,10 +92,6 @@ class Phase:
         """Length in optimizer steps for this run's data."""
         text = self.length(run) if callable(self.length) else self.length
         return parse_length(text, run.data.steps_per_epoch)
-
-    def quality(self, measured: Mapping[str, float]) -> float:
-        """What `keep` and `patience` go by, of a measurement on the validation images; higher is better."""
-        return -measured["loss"] if self.monitor == "loss" else measured["top1"]
 
     def snapshots_at(self, run: Any) -> dict[int, tuple[str, ...]]:
         """Step of this phase, which has been entered -> names of the snapshots to take when it is done."""
@@ -97,5 +104,5 @@ class Phase:
 
 
 def cycles(plan: Sequence[Phase]) -> int:
-    """Pruning events of the plan, and the training before the first of them."""
-    return 1 + sum(phase.sparsity is not None for phase in plan)
+    """Pruning events of the plan and phases that prune while they train, and the training before them."""
+    return 1 + sum(phase.sparsity is not None or phase.within for phase in plan)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunebench.core.compact import Shrunk
 from prunebench.core.masks import Masks
 
 
@@ -47,7 +48,7 @@ class Clock:
     norm_drop: float = 0.0  # ||W - W^p|| / ||W|| at the last pruning event, all weights and biases
     pruned: float = 0.0  # share of the alive prunable weights removed at the last event
     stop_phase: bool = False  # a method or the patience rule may end the phase
-    best: float = -math.inf  # best in validation in this phase, see Phase.quality
+    best: float = -math.inf  # best validation in this phase: top-1, or minus the loss
     best_step: int = 0  # step of the phase at which it was reached
     max_lr: float = 0.0  # largest learning rate in this phase so far
 
@@ -110,11 +111,15 @@ class Run:
         self.network: nn.Module = model  # what forward calls: the model, or a wrapper of it (DDP, compiled)
         self.device = next(model.parameters()).device
         self.precision, self.rank, self.world = precision, rank, world
+        self.shrinks = False  # whether pruned channels are cut out for training (trainer.shrink)
+        self.shrunk: Shrunk | None = None  # the smaller network of this phase; the model lags behind it
         self.masks = Masks.ones(model, prunable)
+        self.zeros_hold = True  # False: a step has moved weights that these masks set to 0 when they were new
         self.optimizer: torch.optim.Optimizer | None = None
         self.graphed_step: Callable[..., Tensor] | None = None  # prunebench.core.graph.GraphedStep
         self.clock = Clock()
         self.cycles = 1  # pruning events of the plan, and the training before the first
+        self.goal: float | None = None  # sparsity at the end of this phase, of a method that prunes within it
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self._fresh_state = fresh_state
 
@@ -153,11 +158,44 @@ class Run:
 
     def set_masks(self, masks: Masks) -> None:
         """Replace the masks, and zero weights and optimizer state of what is pruned now."""
-        masks.inherit_(self.masks)
-        self.masks = masks
+        self.replace_masks(masks)
         masks.zero_weights_(self.model)
         if self.optimizer is not None:
             masks.zero_optimizer_(self.model, self.optimizer)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network whose parameters the optimizer owns: the model, or what stands in its place."""
+        return self.model if self.shrunk is None else self.shrunk.network
+
+    def shrink(self, method: Any) -> None:
+        """Cut the dead channels out for the training of this phase, if that is wanted and there are any.
+
+        The optimizer is to be built after it. Masks, snapshots, checkpoints and measurements stay those of
+        the whole model, into which `update_model` brings the trained values.
+        """
+        alive = method.alive(self) if self.shrinks else None
+        if alive and not all(bool(a.all()) for a in alive.values()):
+            for p in self.model.parameters():
+                p.grad = None
+            self.shrunk = Shrunk(self.model, alive)
+            self.network = self.shrunk.network
+
+    def update_model(self) -> None:
+        """Bring the values of the smaller network, if one is trained, into the model."""
+        if self.shrunk is not None:
+            self.shrunk.give_(self.model)
+
+    def unshrink(self) -> None:
+        """End the training of the smaller network; the model has its values."""
+        if self.shrunk is not None:
+            self.update_model()
+            self.shrunk, self.network = None, self.model
+
+    def replace_masks(self, masks: Masks) -> None:
+        """Replace the masks alone, for methods without hard masks, which zero weights when they want it."""
+        masks.inherit_(self.masks)
+        self.masks = masks
 
     def initial_state(self) -> dict[str, Tensor]:
         """State dict that the run started from."""
@@ -165,6 +203,7 @@ class Run:
 
     def snapshot(self, name: str) -> None:
         """Keep a copy of the network's parameters and buffers under a name."""
+        self.update_model()
         self.snapshots[name] = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def restore(self, name: str) -> None:
@@ -180,9 +219,12 @@ class Run:
         else:
             state = self.snapshots[name]
         self.model.load_state_dict(state)
+        if self.shrunk is not None:
+            self.shrunk.take_(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors; the tensors are the live ones, not copies."""
+        self.update_model()
         return {
             "model": self.model.state_dict(),
             "masks": self.masks.state_dict(),

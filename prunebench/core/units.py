@@ -1,7 +1,7 @@
 """Channels that live or die together, and the smaller network that they leave behind."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -16,19 +16,34 @@ from prunebench.core.selection import Allocation, select
 class Unit:
     """Channels that live or die together: one layer's output, or a whole residual stream.
 
-    A dimension of size `size * k` holds k consecutive entries of each channel (a flattened k-pixel map, say).
+    A dimension of size `size * k` holds k consecutive entries of each channel (a flattened k-pixel map, say),
+    unless `layout` says otherwise.
 
     Attributes:
       name: unique in the model.
       size: number of channels.
       made_by: (state_dict name, dim) that produce the channels: convolution rows, BatchNorm entries, biases.
       used_by: (state_dict name, dim) that read them: the columns of the next layers.
+      layout: (state_dict name, dim) -> for every position of that dimension the channel that it belongs to,
+        or -1 where the position is no channel of this unit (concatenations, heads of a joint projection).
     """
 
     name: str
     size: int
     made_by: tuple[tuple[str, int], ...]
     used_by: tuple[tuple[str, int], ...]
+    layout: Mapping[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, compare=False)
+
+    def places(self, name: str, dim: int, length: int) -> Tensor:
+        """int64 [length]: the channel at every position of a dimension, -1 for none."""
+        if (name, dim) in self.layout:
+            return torch.tensor(self.layout[name, dim])
+        return torch.arange(self.size).repeat_interleave(length // self.size)
+
+    def entries(self, tensor: Tensor, name: str, dim: int) -> int:
+        """Entries of a tensor that belong to channels of the unit."""
+        places = self.places(name, dim, tensor.shape[dim])
+        return tensor.numel() // len(places) * int((places >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,10 @@ class PrunableModel(nn.Module):
     def with_widths(self, widths: dict[str, int]) -> "PrunableModel":
         """A fresh network of the same family and options with other numbers of channels."""
         raise NotImplementedError
+
+    def scaled(self, factor: float) -> "PrunableModel":
+        """A fresh network with `factor` times the channels in every unit, rounded, at least one."""
+        return self.with_widths({n: max(1, round(factor * w)) for n, w in self.widths.items()})
 
     def junctions(self) -> list[Junction]:
         """Every place between two layers, for scores that look at a layer's neighbours.
@@ -150,23 +169,40 @@ def model_units(
     return units
 
 
-def _broadcast(channels: Tensor, tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Values of channels shaped to multiply `tensor` along `dim`."""
-    per_channel = tensor.shape[dim] // size
-    shape = [1] * tensor.ndim
-    shape[dim] = tensor.shape[dim]
-    return channels.to(tensor.device).repeat_interleave(per_channel).view(shape)
+def _broadcast(channels: Tensor, tensor: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
+    """Values of channels shaped to multiply `tensor` along a dimension; 0 (False) where no channel lies."""
+    places = unit.places(*entry, tensor.shape[entry[1]]).to(channels.device)
+    shape = [-1 if dim == entry[1] else 1 for dim in range(tensor.ndim)]
+    return torch.where(places >= 0, channels[places], channels.new_zeros(())).to(tensor.device).view(shape)
+
+
+def _over_channels(rows: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
+    """Sum over what belongs to each channel; bool: whether any of it is True.
+
+    Args:
+      rows: a tensor whose dim 0 is the dimension of the entry.
+    """
+    if entry not in unit.layout:
+        grouped = rows.reshape(unit.size, -1)
+        return grouped.any(1) if rows.dtype == torch.bool else grouped.sum(1)
+    places = unit.places(*entry, len(rows)).to(rows.device)
+    rows = rows.flatten(1)[places >= 0]
+    if rows.dtype == torch.bool:
+        alive = torch.zeros(unit.size, dtype=torch.bool, device=rows.device)
+        alive[places[places >= 0][rows.any(1)]] = True
+        return alive
+    return rows.new_zeros(unit.size).index_add_(0, places[places >= 0], rows.sum(1))
 
 
 def unit_scores(scores: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[str, Tensor]:
-    """Unit name -> score of each channel: the sum over all weights that make it."""
+    """Unit name -> score of each channel: what `scores` has under that name, or the sum over its weights."""
     result = {}
     for unit in units:
-        total = None
-        for name, dim in unit.made_by:
+        total = scores.get(unit.name)
+        for name, dim in unit.made_by if total is None else ():
             if name in scores:
                 s = scores[name] if scores[name].dtype == torch.float64 else scores[name].float()
-                s = s.movedim(dim, 0).reshape(unit.size, -1).sum(1)
+                s = _over_channels(s.movedim(dim, 0), unit, (name, dim))
                 total = s if total is None else total + s
         result[unit.name] = total
     return result
@@ -188,9 +224,9 @@ def spread_over_weights(
     result = {}
     for unit in units:
         entries = [(n, dim) for n, dim in unit.made_by if n in weights]
-        count = sum(weights[n].numel() for n, _ in entries) // unit.size
+        count = sum(unit.entries(weights[n], n, dim) for n, dim in entries) // unit.size
         for name, dim in entries:
-            share = _broadcast(channels[unit.name] / count, weights[name], dim, unit.size)
+            share = _broadcast(channels[unit.name] / count, weights[name], unit, (name, dim))
             result[name] = share.expand_as(weights[name]).clone()
     return result
 
@@ -202,7 +238,7 @@ def alive_channels(masks: Mapping[str, Tensor], units: Sequence[Unit]) -> dict[s
         alive = None
         for name, dim in unit.made_by:
             if name in masks:
-                a = masks[name].movedim(dim, 0).reshape(unit.size, -1).any(1)
+                a = _over_channels(masks[name].movedim(dim, 0), unit, (name, dim))
                 alive = a if alive is None else alive | a
         result[unit.name] = alive
     return result
@@ -219,7 +255,7 @@ def select_units(
 ) -> dict[str, Tensor]:
     """Channels to keep: unit name -> bool tensor with round((1 - sparsity) * N) entries True over all units.
 
-    The score of a channel is its own, or the sum over all weights that make it, in every layer of its unit.
+    The score of a channel is the sum over all weights that make it, in every layer of its unit.
 
     Args:
       scores: parameter name -> score of the parameter's shape, or unit name -> score of each channel.
@@ -237,11 +273,9 @@ def select_units(
             f"sparsity.allocation={allocation}: is defined on weights; with filters or neurons use uniform, "
             "global or lamp"
         )
-    own = all(unit.name in scores for unit in units)
-    channels = {unit.name: scores[unit.name] for unit in units} if own else unit_scores(scores, units)
+    channels = unit_scores(scores, units)
     before = None if previous is None else Masks(alive_channels(previous, units))
-    masks = select(channels, sparsity, allocation=allocation, previous=before, min_kept=max(1, min_kept))
-    return dict(masks)
+    return dict(select(channels, sparsity, allocation=allocation, previous=before, min_kept=max(1, min_kept)))
 
 
 def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable[str]) -> Masks:
@@ -251,35 +285,15 @@ def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable
     have no effect; they are masked too, and the counts are those of the physically smaller network.
     """
     params = dict(model.named_parameters())
-    full = {n: torch.ones_like(p, dtype=torch.bool) for n, p in params.items()}
+    factors: dict[str, Tensor] = {}  # what several units say of a tensor, in its few dimensions that matter
     for unit in model.units():
         if unit.name in alive:
-            for name, dim in unit.made_by + unit.used_by:
-                if name in params:
-                    full[name] &= _broadcast(alive[unit.name], params[name], dim, unit.size)
-    prunable = list(prunable)
-    tied = {n: m for n, m in full.items() if n not in prunable and not bool(m.all())}
+            for entry in unit.made_by + unit.used_by:
+                if (name := entry[0]) in params:
+                    keep = ~_broadcast(~alive[unit.name], params[name], unit, entry)
+                    factors[name] = factors[name] & keep if name in factors else keep
+    prunable, whole = list(prunable), torch.ones((), dtype=torch.bool)
+    names = dict.fromkeys((*prunable, *factors))
+    full = {n: torch.empty_like(params[n], dtype=torch.bool).copy_(factors.get(n, whole)) for n in names}
+    tied = {n: m for n, m in full.items() if n not in prunable and not bool(factors[n].all())}
     return Masks({n: full[n] for n in prunable}, tied)
-
-
-def compact(model: PrunableModel, alive: Mapping[str, Tensor]) -> PrunableModel:
-    """The same function as the masked `model`, in eval mode, with the dead channels gone.
-
-    Args:
-      model: network whose dead channels are 0, as `unit_masks` leaves them.
-      alive: unit name -> bool tensor of the channels that stay; units not named keep all.
-
-    Returns:
-      A new network on the model's device; its outputs equal the masked ones up to float rounding.
-    """
-    device = next(model.parameters()).device
-    small = model.with_widths({n: int(torch.count_nonzero(a)) for n, a in alive.items()}).to(device)
-    state = {k: v.detach() for k, v in model.state_dict().items()}
-    for unit in model.units():
-        if unit.name in alive:
-            for name, dim in unit.made_by + unit.used_by:
-                per_channel = model.state_dict()[name].shape[dim] // unit.size
-                keep = alive[unit.name].to(device).repeat_interleave(per_channel).nonzero().flatten()
-                state[name] = state[name].index_select(dim, keep)
-    small.load_state_dict(state)
-    return small.train(model.training)

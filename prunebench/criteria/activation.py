@@ -1,261 +1,268 @@
-"""Scores of channels by what they give on training images: DropNet's mean activation, APoZ, HRank.
+"""Scores of whole channels (filters, neurons) that are seen on training images.
 
-A channel's activation is the output of the ReLU (or GELU) behind the layers that make it, in eval mode,
-without augmentation. Where a channel has several (a residual stream has one in every block), their mean
-counts. What a criterion of channels is stands in `prunebench.criteria.channels`.
+The images are not augmented, the network is in eval mode and in full precision, pruned weights being 0. A
+channel's activation is what the ReLU or GELU behind it gives, seen as modules: the nonlinearities to which a
+path without further layers and nonlinearities leads from a layer that makes the channel. A channel of a
+residual stream has several, one for every block; its score is the mean over them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from prunebench.core.feeds import Call, Calls, feeds_of, hooked
+from prunebench.core.feeds import Call, Calls, Feed, hooked, rectifiers, trace
 from prunebench.core.run import Run
-from prunebench.core.units import Unit
-from prunebench.criteria.gradient import check_images, network, scoring_images
+from prunebench.core.units import Unit, alive_channels, unit_masks
+from prunebench.criteria.channels import channel_means, channel_units
+from prunebench.criteria.gradient import Forward, check_images, network, scoring_images
 
-Place = tuple[str, int]
-"""A unit, and the axis of an activation's output that counts its channels."""
+Measure = Callable[[Tensor], Tensor]
+"""Activations of a batch, [images, channels, ...] -> for each channel a sum over the images, float64."""
 
 
 def mean_activation(
     run: Run,
-    units: Sequence[Unit],
     *,
+    granularity: str,
     drop: Literal["minimum", "maximum"] = "minimum",
     batches: int | None = None,
 ) -> dict[str, Tensor]:
-    """Mean of |activation| over the training images and the positions of the feature map: DropNet's score.
+    """Mean over training images and positions of |activation|: what hardly ever answers goes first.
 
-    Tan & Motani 2020 (arXiv 2207.06646, sec. 2: E(a_i) = 1/t sum_j |V(a_i | x_j)| of a node, for a filter its
-    mean over the positions, and table 1). drop=minimum, the lowest mean goes first, is DropNet; maximum is
-    the metric of that name, whose score is the negative. One ranking over all layers is
-    sparsity.allocation=global (minimum, maximum), one per layer uniform (minimum_layer, maximum_layer).
-
-    Channels of equal score, as those that no image activates, are ranked at random. Differs from the authors'
-    code (tanchongmin/DropNet): that averages a feature map before it takes the absolute value, which is not
-    the paper's equation and the same after a ReLU; its "minimum" prefers early layers and may spare one of
-    the lowest (an index that is off by one); its residual networks have a score for every convolution, here
-    the channels of a residual stream live or die together and have the mean over its activations (ours).
+    DropNet (Chong Min & Motani 2020, arXiv 2207.06646, sec. 2, table 1): with sparsity.allocation=global its
+    metric minimum or, with drop=maximum, maximum; with uniform minimum_layer and maximum_layer. Differs: the
+    authors' code averages a map before it takes the absolute value, which is the same behind a ReLU; there
+    every convolution of a residual network is scored by itself, here a stream as a whole, by the mean over
+    its blocks.
 
     Args:
-      drop: what goes first, the lowest means or the highest.
-      batches: batches of the training batch size; None takes all training images, as the paper.
+      granularity: what is pruned, filter or neuron.
+      drop: which channels go first; maximum is the paper's control and negates the scores.
+      batches: batches of the training batch size, drawn anew at every event; null for all training images, as
+        in the paper.
 
     Returns:
-      unit name -> float64 [channels], the mean or its negative.
+      unit name -> float64 score of each channel.
 
     Raises:
-      ValueError: if an option is out of range, or a unit has no ReLU or GELU behind it.
+      ValueError: if an option is out of range, there are too few images, or a unit has no activation.
     """
-    check_mean_activation(run, units, drop=drop, batches=batches)
-    places = behind_norms(run, places_of(run, units, "mean_activation"))
-    means = channel_means(run, places, _sum_of_magnitudes, batches=batches)
-    sign = -1 if drop == "maximum" else 1
-    return shuffled_ties({n: sign * m for n, m in means.items()}, run.rng("ties"))
+    check_mean_activation(run, granularity=granularity, drop=drop, batches=batches)
+    means = _means(run, granularity, "mean_activation", batches, lambda a: _per_position(a.abs()))
+    return {n: -m for n, m in means.items()} if drop == "maximum" else means
 
 
 def apoz(
     run: Run,
-    units: Sequence[Unit],
     *,
-    zeros: Literal["position", "map"] = "position",
+    granularity: str,
+    form: Literal["position", "map"] = "position",
     batches: int | None = None,
 ) -> dict[str, Tensor]:
-    """Share of activations that are not 0: one less the average percentage of zeros (APoZ).
+    """1 - APoZ, the share of activations that are not 0, over training images and positions.
 
-    Hu et al. 2016 (arXiv 1607.03250); the baseline `apoz` of DropNet's supplement (arXiv 2207.06646). A unit
-    with more zeros goes first. DropNet's code counts a feature map as one zero where its mean over the
-    positions is 0 (zeros=map). Channels of equal score are ranked at random.
+    Average percentage of zeros, as DropNet's supplement compares itself to it (arXiv 2207.06646): what is 0
+    most often goes first. sparsity.allocation says apoz (global) or apoz_layer (uniform).
 
     Args:
-      zeros: what is counted, every position of a feature map (as Hu et al.) or whole maps.
+      granularity: what is pruned, filter or neuron.
+      form: what is counted: every position of a map (the usual definition), or as in the authors' code the
+        mean of the map, which behind a ReLU is 0 only where all of it is.
       batches: as in `mean_activation`.
 
     Returns:
-      unit name -> float64 [channels], in [0, 1].
+      unit name -> float64 score of each channel, in [0, 1].
 
     Raises:
-      ValueError: if an option is out of range, or a unit has no ReLU behind it.
+      ValueError: as `mean_activation`.
     """
-    check_apoz(run, units, zeros=zeros, batches=batches)
-    value = _count_positions if zeros == "position" else _count_maps
-    means = channel_means(run, places_of(run, units, "apoz"), value, batches=batches)
-    return shuffled_ties(means, run.rng("ties"))
+    check_apoz(run, granularity=granularity, form=form, batches=batches)
+    if form == "map":
+        return _means(run, granularity, "apoz", batches, lambda a: _per_position(_map_means(a) != 0))
+    return _means(run, granularity, "apoz", batches, lambda a: _per_position(a != 0))
 
 
-def hrank(run: Run, units: Sequence[Unit], *, batches: int = 5) -> dict[str, Tensor]:
-    """Mean rank of the feature map, an H x W matrix, over training images; low ranks go first.
+def hrank(run: Run, *, granularity: str, batches: int = 5) -> dict[str, Tensor]:
+    """Mean over images of the rank of the channel's H x W map: maps of low rank go first.
 
-    Lin et al. 2020 (arXiv 2002.10179; rank_generation of lmbxmu/HRank): 5 batches of 128 images, the output
-    of the ReLU, torch's default tolerance. The rank of a map of one pixel says only whether it is 0. The
-    paper sets a rate by hand for every layer (sparsity.allocation={pattern: rate}) and prunes and fine-tunes
-    layer by layer; here all layers are pruned at an event.
+    HRank (Lin et al. 2020, arXiv 2002.10179; lmbxmu/HRank). The rank is that of torch.linalg.matrix_rank with
+    its own tolerance, in float32 as there; the maps are those behind the ReLU. Differs: the authors prune
+    layer by layer with fine-tuning between and rates set by hand (here sparsity.allocation={...}), and take 5
+    batches of 128 augmented images.
 
     Args:
+      granularity: what is pruned; only filters have maps.
       batches: batches of the training batch size, at least 1.
 
     Returns:
-      unit name -> float64 [channels], between 0 and the side of the map.
+      unit name -> float64 score of each channel, at most the side of the map.
 
     Raises:
-      ValueError: if there are too few images, or a unit gives no feature maps (linear layers).
+      ValueError: if an option is out of range, there are too few images, or a unit has no activation or no
+        map.
     """
-    check_hrank(run, units, batches=batches)
-    return channel_means(run, places_of(run, units, "hrank"), _sum_of_ranks, batches=batches)
+    check_hrank(run, granularity=granularity, batches=batches)
+    return _means(run, granularity, "hrank", batches, _ranks)
 
 
-def _sum_of_magnitudes(maps: Tensor) -> Tensor:
-    return maps.abs().sum((0, *range(2, maps.ndim)), dtype=torch.float64) / maps[0, 0].numel()
+def greedy_loss(run: Run, *, granularity: str, batches: int | None = None) -> dict[str, Tensor]:
+    """Training loss without the channel, all others as they are: what is missed least goes first.
+
+    The Oracle of DropNet (arXiv 2207.06646, sec. 5), which takes one unit away per round: it looks at the
+    trained network without retraining it, and the next round begins from the initial weights. It costs a pass
+    over the images for every channel that is left, for networks of some 40 units. The loss is plain
+    cross-entropy.
+
+    Args:
+      granularity: what is pruned, filter or neuron.
+      batches: as in `mean_activation`.
+
+    Returns:
+      unit name -> float64 score of each channel; -inf for removed channels.
+
+    Raises:
+      ValueError: if an option is out of range or there are too few images.
+    """
+    units = channel_units(run, granularity, "greedy_loss")
+    params, alive = dict(run.model.named_parameters()), alive_channels(run.masks, units)
+    scores = {}
+    with network(run, "eval") as forward, torch.no_grad():
+        for unit in units:
+            scores[unit.name] = torch.full((unit.size,), -torch.inf, dtype=torch.float64, device=run.device)
+            for channel in alive[unit.name].nonzero().flatten().tolist():
+                others = torch.arange(unit.size, device=run.device) != channel
+                masks = unit_masks(run.model, {unit.name: others}, run.masks)
+                without = {n: params[n].detach() * m for n, m in [*masks.items(), *masks.tied.items()]}
+                scores[unit.name][channel] = _mean_loss(run, forward, without, batches)
+    return scores
 
 
-def _count_positions(maps: Tensor) -> Tensor:
-    return torch.count_nonzero(maps.transpose(0, 1).flatten(1), dim=1).double() / maps[0, 0].numel()
+def _mean_loss(run: Run, forward: Forward, weights: Mapping[str, Tensor], batches: int | None) -> Tensor:
+    total, count = torch.zeros((), dtype=torch.float64, device=run.device), 0
+    for x, y in _images(run, batches):
+        total += F.cross_entropy(forward(weights, x), y, reduction="sum")
+        count += len(y)
+    return total / count
 
 
-def _count_maps(maps: Tensor) -> Tensor:
-    return torch.count_nonzero(maps.flatten(2).mean(2) if maps.ndim > 2 else maps, dim=0).double()
+def _per_position(values: Tensor) -> Tensor:
+    """Sum over images of the mean over positions."""
+    rows = values.reshape(*values.shape[:2], -1)
+    return rows.sum((0, 2), dtype=torch.float64) / rows.shape[2]
 
 
-def _sum_of_ranks(maps: Tensor) -> Tensor:
+def _map_means(values: Tensor) -> Tensor:
+    return values.reshape(*values.shape[:2], -1).mean(2)
+
+
+def _ranks(maps: Tensor) -> Tensor:
     return torch.linalg.matrix_rank(maps.float()).sum(0).double()
 
 
-@torch.no_grad()
-def channel_means(
-    run: Run, places: dict[Call, Place], value: Callable[[Tensor], Tensor], *, batches: int | None
+def _images(run: Run, batches: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """All training images in their order, or so many batches of them; none is augmented."""
+    return run.data.evaluation("train") if batches is None else iter(scoring_images(run, batches=batches))
+
+
+def _means(
+    run: Run, granularity: str, criterion: str, batches: int | None, measure: Measure
 ) -> dict[str, Tensor]:
-    """Mean over images of a value of every channel's activations; of several of a unit's, their mean.
-
-    Args:
-      places: from `places_of`.
-      value: activations [N, channels, ...] -> the values of the channels, summed over the N images.
-      batches: of the training batch size; None for all training images.
-
-    Returns:
-      unit name -> float64 [channels].
-    """
-    sums, count = {}, 0
-    images = run.data.evaluation("train") if batches is None else scoring_images(run, batches=batches)
+    """Unit name -> mean of the measure over images, and over the activations of the unit."""
+    units = channel_units(run, granularity, criterion)
+    feeds, of_units = activations(run, units)
+    totals: dict[Call, Tensor] = {}
 
     def add(call: Call, output: Tensor) -> None:
-        if call in places:
-            summed = value(output.movedim(places[call][1], 1))
-            sums[call] = sums[call] + summed if call in sums else summed
+        if call in feeds:
+            total = measure(output.movedim(feeds[call].axis, 1))
+            totals[call] = totals[call] + total if call in totals else total
 
-    calls = Calls(add)
-    with network(run, "eval") as forward, torch.no_grad(), hooked(modules_of(run, places), calls):
-        for x, y in images:
+    count, calls = 0, Calls(add)
+    with network(run, "eval") as forward, hooked(rectifiers(run.model), calls), torch.no_grad():
+        for x, _ in _images(run, batches):
             calls.begin()
             forward({}, x)
-            count += len(y)
-    own: dict[str, list[Tensor]] = {}
-    for call, (unit, _) in places.items():
-        own.setdefault(unit, []).append(sums[call] / count)
-    return {unit: torch.stack(means).mean(0) for unit, means in own.items()}
+            count += len(x)
+    return {
+        unit.name: torch.stack([channel_means(totals[c], unit, n) for c, n in of_units[unit.name]]).mean(0)
+        / count
+        for unit in units
+    }
 
 
-def places_of(run: Run, units: Iterable[Unit], criterion: str) -> dict[Call, Place]:
-    """Where the activations of the units are: call of a ReLU or GELU -> its unit and channel axis.
-
-    Raises:
-      ValueError: if a unit has none.
-    """
-    units = list(units)
-    ((image, _),) = run.data.scoring(run.rng("criterion"), batches=1, batch_size=1)
+def activations(
+    run: Run, units: Sequence[Unit]
+) -> tuple[dict[Call, Feed], dict[str, list[tuple[Call, str]]]]:
+    """What feeds every activation, and unit name -> its activations with a weight whose rows they follow."""
+    x = torch.zeros(1, *run.data.shape, device=run.device, dtype=next(run.model.parameters()).dtype)
     with network(run, "eval") as forward:
-        feeds = feeds_of(run.model, partial(forward, {}), image)
-    places = {}
+        feeds = trace(run.model, lambda images: forward({}, images), x)
+    found: dict[str, list[tuple[Call, str]]] = {}
     for unit in units:
-        weights = {n for n, _ in unit.made_by}
-        own = {call: (unit.name, f.axis) for call, f in feeds.items() if weights & set(f.weights or ())}
-        if not own:
-            raise ValueError(
-                f"criterion={criterion}: the channels of {unit.name} have no ReLU or GELU behind them; "
-                "choose another criterion, or exclude the layer (sparsity.exclude)"
-            )
-        places |= own
-    return places
+        made = {name for name, dim in unit.made_by if dim == 0}
+        rows = {call: [n for n in feed.weights or () if n in made] for call, feed in feeds.items()}
+        found[unit.name] = [(call, names[0]) for call, names in rows.items() if names]
+    return feeds, found
 
 
-def behind_norms(run: Run, places: dict[Call, Place]) -> dict[Call, Place]:
-    """The same places where the model's own activations are.
-
-    A model may name a module behind a ReLU, a BatchNorm, whose output goes to the next layer:
-    `activation_of`, ReLU -> module.
-    """
-    behind = getattr(run.model, "activation_of", {})
-    return {(behind.get(name, name), number): place for (name, number), place in places.items()}
-
-
-def modules_of(run: Run, places: Iterable[Call]) -> dict[str, torch.nn.Module]:
-    """The modules that give the activations, by name."""
-    return {name: run.model.get_submodule(name) for name in dict.fromkeys(name for name, _ in places)}
-
-
-def shuffled_ties(scores: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
-    """The same scores with ties broken at random: entries of equal value are set apart by the last digits.
-
-    Args:
-      scores: float64 by name; one ranking over all of them.
-      rng: on the CPU.
-    """
-    flat = torch.cat([s.flatten() for s in scores.values()]).cpu()
-    order = torch.randperm(len(flat), generator=rng)
-    order = order[torch.sort(flat[order], stable=True).indices]
-    values = flat[order]
-    first = torch.searchsorted(values, values)  # of the entries that are equal
-    digit = torch.nextafter(values, torch.full_like(values, torch.inf)) - values
-    apart = torch.empty_like(flat)
-    apart[order] = values + (torch.arange(len(values)) - first) * digit
-    parts = apart.split([s.numel() for s in scores.values()])
-    return {n: part.view(s.shape).to(s.device) for part, (n, s) in zip(parts, scores.items())}
-
-
-def check_activation(run: Run, units: Sequence[Unit], *, batches: int | None, criterion: str) -> None:
-    """Refuse too many batches, and units without activations, before training."""
+def check_activations(
+    run: Run,
+    *,
+    granularity: str,
+    criterion: str,
+    batches: int | None = None,
+    maps: bool = False,
+) -> None:
+    """Refuse before training what has no activation to look at, or no map."""
+    units = channel_units(run, granularity, criterion)
     if batches is not None:
         check_images(run, batches=batches)
-    places_of(run, units, criterion)
+    try:
+        _, found = activations(run, units)
+    except ValueError as error:
+        raise ValueError(f"criterion={criterion}: {error}; use criterion=l2 or fpgm") from None
+    for unit in units:
+        if not found[unit.name]:
+            raise ValueError(
+                f"criterion={criterion}: no ReLU or GELU module is seen behind {unit.name} of "
+                f"{type(run.model).__name__}; leave its layers out (sparsity.exclude) or use criterion=l2"
+            )
+        flat = [n for _, n in found[unit.name] if run.model.get_parameter(n).ndim != 4]
+        if maps and flat:
+            raise ValueError(
+                f"criterion={criterion}: the neurons of {unit.name} have no map whose rank could be taken; "
+                "use sparsity=filter, sparsity.exclude or criterion=mean_activation"
+            )
 
 
-def check_mean_activation(run: Run, units: Sequence[Unit], *, drop: str, batches: int | None) -> None:
-    """Refuse options of `mean_activation` before training."""
+def check_mean_activation(run: Run, *, granularity: str, drop: str, batches: int | None) -> None:
+    """Refuse what `mean_activation` cannot do with this network, before training."""
     if drop not in ("minimum", "maximum"):
         raise ValueError(f"criterion.drop={drop}: must be minimum or maximum")
-    check_activation(run, units, batches=batches, criterion="mean_activation")
+    check_activations(run, granularity=granularity, criterion="mean_activation", batches=batches)
 
 
-def check_apoz(run: Run, units: Sequence[Unit], *, zeros: str, batches: int | None) -> None:
-    """Refuse options of `apoz`, and a network without ReLU, before training."""
-    if zeros not in ("position", "map"):
-        raise ValueError(f"criterion.zeros={zeros}: must be position or map")
-    check_activation(run, units, batches=batches, criterion="apoz")
-    places = places_of(run, units, "apoz")
-    modules = modules_of(run, places)
-    for (name, _), (unit, _) in places.items():
-        if not isinstance(modules[name], torch.nn.ReLU | torch.nn.ReLU6):
-            raise ValueError(
-                f"criterion=apoz: a {type(modules[name]).__name__} as that of {unit} is hardly ever 0; "
-                "choose criterion=mean_activation"
-            )
+def check_apoz(run: Run, *, granularity: str, form: str, batches: int | None) -> None:
+    """Refuse what `apoz` cannot do with this network, before training."""
+    if form not in ("position", "map"):
+        raise ValueError(f"criterion.form={form}: must be position or map")
+    check_activations(run, granularity=granularity, criterion="apoz", batches=batches)
 
 
-def check_hrank(run: Run, units: Sequence[Unit], *, batches: int) -> None:
+def check_hrank(run: Run, *, granularity: str, batches: int) -> None:
     """Refuse what `hrank` cannot do with this network, before training."""
-    check_activation(run, units, batches=batches, criterion="hrank")
-    params = dict(run.model.named_parameters())
-    for unit in units:
-        if not any(n in params and params[n].ndim == 4 for n, _ in unit.made_by):
-            raise ValueError(
-                f"criterion=hrank: {unit.name} gives no feature maps that could have a rank; use "
-                "sparsity.granularity=filter or another criterion"
-            )
+    check_activations(run, granularity=granularity, criterion="hrank", batches=batches, maps=True)
 
 
-for criterion in (mean_activation, apoz, hrank):
-    criterion.of_units = True
-mean_activation.check, apoz.check, hrank.check = check_mean_activation, check_apoz, check_hrank
+def check_greedy_loss(run: Run, *, granularity: str, batches: int | None) -> None:
+    """Refuse what `greedy_loss` cannot do with this network, before training."""
+    channel_units(run, granularity, "greedy_loss")
+    if batches is not None:
+        check_images(run, batches=batches)
+
+
+mean_activation.check, apoz.check = check_mean_activation, check_apoz
+hrank.check, greedy_loss.check = check_hrank, check_greedy_loss

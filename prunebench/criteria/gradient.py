@@ -271,7 +271,7 @@ def _units(run: Run) -> list[Unit]:
 
 def _rows_in_no_unit(weights: Weights, units: Iterable[Unit]) -> list[Unit]:
     covered = {n for unit in units for n, _ in unit.made_by}
-    return [Unit(n, len(w), ((n, 0),), ()) for n, w in weights.items() if n not in covered]
+    return [Unit(f"{n} rows", len(w), ((n, 0),), ()) for n, w in weights.items() if n not in covered]
 
 
 def check_snip(run: Run, *, batches: int, per_class: int | None, bn_mode: str) -> None:

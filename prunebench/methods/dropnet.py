@@ -1,124 +1,162 @@
-"""DropNet: nodes and filters with the lowest mean activation go, the rest starts again."""
+"""DropNet: whole channels go by their activations, the rest begins again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
+import torch
+from torch import Tensor
+
+from prunebench.core import parallel
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
-from prunebench.core.units import model_units
+from prunebench.core.selection import NAN
+from prunebench.core.units import alive_channels, model_units, select_units, unit_masks, unit_scores
 from prunebench.methods.pruner import Criterion, Pruner
 
 
 class DropNet(Pruner):
-    """Trains, drops a share of the remaining nodes and filters, trains the others from their first weights.
+    """Iterative pruning of filters and neurons by a metric of their activations.
 
-    Tan & Motani 2020 (arXiv 2207.06646, algorithm 1; tanchongmin/DropNet). Its metrics (table 1) are criteria
-    with an allocation: minimum `criterion=mean_activation`, maximum with `criterion.drop=maximum`, random
-    `criterion=random_channel`, APoZ `criterion=apoz`, the greedy Oracle `criterion=leave_one_out`; over all
-    layers with sparsity.allocation=global, layer by layer (minimum_layer, ...) with uniform. The paper
-    advises minimum for small networks and minimum_layer for large ones.
+    DropNet (Chong Min & Motani 2020, arXiv 2207.06646, algorithm 1): train, score every unit over the
+    training images, drop a share of those that are left, rewind to the initial weights, repeat. The metric
+    is the criterion: mean_activation (minimum, and maximum with criterion.drop), random_channels, apoz,
+    greedy_loss (the Oracle); their layer-wise forms are allocation "uniform", the global ones "global". The
+    protocol says what is rewound to (weights=init) and when training ends early (patience, monitor).
 
-    Every round drops max(1, int(rate * n)) of the n that are left, in all (global) or of each layer
-    (uniform), as the authors' code does; so a rate below 1 / n drops one at a time. Exactly the lowest go:
-    the code keeps one candidate more and may spare one of them. No layer is emptied (the code can).
-
-    protocol.weights=init starts every round from the initial weights, protocol.control=reinit trains the last
-    round's mask from new ones (the paper's ablation, sec. 6, which never influences the mask); keep and
-    random are possible. The paper trains at most 100 epochs and stops when the validation loss has not fallen
-    for 5 (protocol.patience=5ep protocol.monitor=loss, in the experiments; not the default here, where all
-    methods train equally long), and scores the last network, not the best. Its stop when accuracy falls below
-    a share kappa of the dense one has no published value and is not offered: the number of rounds is
-    sparsity.rounds.
-
-    What is dropped: at granularity neuron hidden nodes and filters, a channel with its weights, bias and
-    BatchNorm entries, so that it gives 0 as under the paper's mask behind the activation. The channels of a
-    residual stream live or die together (ours; the paper masks every convolution of a block by itself and its
-    ResNet-18 has no BatchNorm). The output layer is never touched; the paper's large networks also leave the
-    linear layer behind the flattened maps (sparsity.exclude).
+    Counts are the paper's: every round drops max(1, int(rate * N)) of the N units that are left, layer by
+    layer or over all. Differs from the authors' code, which compares with a threshold one too high and takes
+    units from the first layers first: here exactly the lowest go, equal ones in random order. No layer loses
+    its last unit. The mask of a dropped unit is on its weights, bias and BatchNorm entries in place of its
+    output, which is 0 all the same; a residual stream is dropped from as a whole (they mask every convolution
+    by itself). The output layer is not pruned. Ending at an accuracy (kappa, which the paper gives no value)
+    is not offered.
 
     Args:
-      criterion: scores of channels, or of weights, which are summed.
-      allocation: "global" or "uniform"; with rate=None as in `Pruner`.
-      granularity: "neuron" (nodes and filters) or "filter".
-      rate: share of what remains that a round drops, in (0, 1); the protocol's. None: as many as the protocol
-        asks for.
-      min_kept: channels that every layer keeps, at least 1.
+      criterion: gives the scores, higher = keep.
+      rate: share of the units left that a round drops, in (0, 1); null to follow sparsity.target.
+      allocation: "uniform" (ranks within each layer) or "global" (over all).
+      granularity: "filter" or "neuron".
+      layer_rates: must be null; they belong to an allocation that is not offered here.
+      min_kept: units that every layer keeps, at least 1.
 
     Raises:
-      ValueError: if an option is out of range or two do not fit together.
+      ValueError: if an option is out of range.
     """
 
     def __init__(
         self,
         criterion: Criterion,
         *,
-        allocation: str | dict[str, float] = "uniform",
-        granularity: Literal["weight", "kernel", "filter", "neuron"] = "neuron",
         rate: float | None = 0.2,
+        allocation: Literal["uniform", "global"] = "uniform",
+        granularity: Literal["filter", "neuron"] = "neuron",
+        layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
     ):
-        super().__init__(criterion, allocation=allocation, granularity=granularity, min_kept=min_kept)
+        if allocation not in ("uniform", "global"):
+            raise ValueError(
+                f"sparsity.allocation={allocation}: DropNet ranks units within each layer (uniform) or over "
+                "all (global)"
+            )
         if granularity not in ("filter", "neuron"):
             raise ValueError(
-                f"sparsity.granularity={granularity}: method=dropnet drops whole nodes and filters; use "
-                "neuron or filter"
+                f"sparsity.granularity={granularity}: DropNet drops whole channels; use filter or neuron"
             )
-        if rate is not None and allocation not in ("global", "uniform"):
-            raise ValueError(
-                f"sparsity.allocation={allocation}: with sparsity.rate, method=dropnet counts over all "
-                "layers (global) or in each (uniform)"
-            )
+        if rate is not None and not 0 < rate < 1:
+            raise ValueError(f"sparsity.rate={rate}: must lie in (0, 1)")
+        if min_kept < 1:
+            raise ValueError(f"sparsity.min_kept={min_kept}: must be 1 or more, no layer may vanish")
+        super().__init__(
+            criterion,
+            allocation=allocation,
+            granularity=granularity,
+            layer_rates=layer_rates,
+            min_kept=min_kept,
+        )
         self.rate = rate
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
-        """The rounds with the sparsity that whole numbers of channels give."""
-        phases, rounds, out = super().plan(phases), 0, []
+        """The plan with sparsities that follow from whole numbers of units, where `rate` says them."""
+        phases, event = super().plan(phases), 0
+        if self.rate is None:
+            return phases
+        result = []
         for phase in phases:
-            if self.rate is not None and phase.sparsity is not None:
-                rounds += 1
-                usual = 1.0 - (1.0 - self.rate) ** rounds
-                if phase.sparsity != usual:
+            if phase.sparsity is not None:
+                event += 1
+                if phase.sparsity != 1.0 - (1.0 - self.rate) ** event:
                     raise ValueError(
-                        f"sparsity.rate={self.rate}: this plan has another sparsity in {phase.name}; set "
-                        "sparsity.rate=null, or use protocol=iterative with sparsity.target=null"
+                        f"sparsity.rate={self.rate}: goes with protocol=iterative and sparsity.target=null; "
+                        "set sparsity.rate=null where the target says how much is dropped"
                     )
-                phase = replace(phase, sparsity=partial(self._sparsity_after, rounds=rounds))
-            out.append(phase)
-        return out
+                phase = replace(phase, sparsity=partial(self._sparsity_after, event))
+            result.append(phase)
+        return result
 
-    def _sparsity_after(self, run: Run, *, rounds: int) -> float:
-        """Share of the channels dropped after so many rounds."""
-        sizes = {u.name: u.size for u in model_units(run.model, self.granularity, run.masks)}
-        total = left = sum(sizes.values())
-        for j in range(1, rounds + 1):
-            before, left = left, self._after_round(sizes, left)
-            if left == before or left < max(1, self.min_kept) * len(sizes):
+    def check(self, run: Run, asked: Sequence[float]) -> None:
+        """As every pruner, and refuse rounds that find nothing to drop."""
+        if self.rate is None or self.allocation == "global":
+            super().check(run, asked)
+        elif asked:  # no layer goes below its floor, and the counts are not those of an allocation
+            self.check_criterion(run)
+        whole = sum(self._sizes(run).values()) if asked else 0
+        for event, (before, after) in enumerate(zip([0.0, *asked], asked), start=1):
+            if round((1 - before) * whole) == round((1 - after) * whole):
                 raise ValueError(
-                    f"sparsity.rounds: round {j} would leave fewer than {max(1, self.min_kept)} channels "
-                    f"in a layer, {before} are left in {len(sizes)} layers; lower it or sparsity.rate"
+                    f"sparsity.rounds={len(asked)}: round {event} finds nothing to drop, every layer is "
+                    f"down to sparsity.min_kept={self.min_kept}; lower sparsity.rounds"
                 )
-        return 1.0 - left / total
 
-    def _after_round(self, sizes: dict[str, int], left: int) -> int:
-        """What a round leaves in all; with allocation=uniform `sizes` are lowered in place."""
+    def _sizes(self, run: Run) -> dict[str, int]:
+        return {u.name: u.size for u in model_units(run.model, self.granularity, run.masks)}
+
+    def _next(self, left: Mapping[str, int]) -> dict[str, int]:
+        """Units left by layer after one more round."""
         if self.allocation == "global":
-            return left - max(1, int(self.rate * left))
-        for name, size in sizes.items():
-            sizes[name] = max(size - max(1, int(self.rate * size)), min(size, max(1, self.min_kept)))
-        return sum(sizes.values())
+            left = {"all": sum(left.values())}
+        floors = {n: min(self.min_kept, count) for n, count in left.items()}
+        return {n: max(floors[n], c - max(1, int(self.rate * c))) for n, c in left.items()}
 
-    def _allocation(self, run: Run) -> Any:
-        """Layer by layer, the counts of repeated rounds; else as given."""
-        if self.rate is None or self.allocation != "uniform":
-            return super()._allocation(run)
-        return self._layer_by_layer
+    def _sparsity_after(self, event: int, run: Run) -> float:
+        """Share of the units dropped after so many rounds."""
+        left = sizes = self._sizes(run)
+        for _ in range(event):
+            left = self._next(left)
+        return 1 - sum(left.values()) / sum(sizes.values())
 
-    def _layer_by_layer(self, shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
-        """Sparsity of every layer after the rounds that give this one overall."""
-        kept = {name: shape[0] for name, shape in shapes.items()}
-        total = left = sum(kept.values())
-        while left > round((1 - sparsity) * total):
-            left = self._after_round(kept, left)
-        return {name: 1 - kept[name] / shape[0] for name, shape in shapes.items()}
+    def _prune_once(self, run: Run, sparsity: float) -> None:
+        units = model_units(run.model, self.granularity, run.masks)
+        allocation = self.allocation
+        if self.rate is not None and allocation == "uniform":
+            left = {n: int(a.sum()) for n, a in alive_channels(run.masks, units).items()}
+            allocation = {u.name: 1 - self._next(left)[u.name] / u.size for u in units}
+        alive = select_units(
+            ranks(unit_scores(self.criterion(run), units), run.rng("ties")),
+            sparsity,
+            units=units,
+            allocation=allocation,
+            previous=run.masks if run.masks.sparsity else None,
+            min_kept=self.min_kept,
+        )
+        run.set_masks(parallel.from_first_rank(unit_masks(run.model, alive, run.masks), run.world))
+
+
+def ranks(scores: Mapping[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+    """The place of every score among all of them, 0 for the lowest; equal ones in random order.
+
+    Returns:
+      name -> float64 tensor of the score's shape, on its device.
+
+    Raises:
+      ValueError: if a score is NaN.
+    """
+    flat = torch.cat([s.flatten().double().cpu() for s in scores.values()])
+    if bool(flat.isnan().any()):
+        raise ValueError(NAN)
+    drawn = torch.randperm(len(flat), generator=rng)
+    places = torch.empty_like(flat)
+    places[drawn[flat[drawn].argsort(stable=True)]] = torch.arange(len(flat), dtype=torch.float64)
+    parts = places.split([s.numel() for s in scores.values()])
+    return {n: p.view(s.shape).to(s.device) for (n, s), p in zip(scores.items(), parts)}

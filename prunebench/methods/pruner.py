@@ -11,23 +11,24 @@ from torch import Tensor, nn
 
 from prunebench.core import parallel
 from prunebench.core.allocation import by_rates, resolve_layers
+from prunebench.core.compact import compact, round_up
+from prunebench.core.masks import Masks
 from prunebench.core.method import Method
 from prunebench.core.phase import LENGTH, Phase
 from prunebench.core.run import Run
 from prunebench.core.selection import layer_counts, select
 from prunebench.core.units import (
-    PrunableModel,
     alive_channels,
-    compact,
     model_units,
     select_units,
     unit_masks,
+    unit_scores,
 )
 
 Criterion = Callable[[Run], dict[str, Tensor]]
-"""Run -> scores by name. Three attributes of the function are heeded: `snapshots`, the (name, time) pairs
-that it reads; `check`, a function (run, *, options) that raises ValueError before training if it cannot work;
-and `of_units`, true where it scores channels: both are given the units too, and scores are by unit name."""
+"""Run -> scores by name. Two attributes of the function are heeded: `snapshots`, the (name, time) pairs that
+it reads, and `check`, a function (run, *, options) that raises ValueError before training if it cannot
+work."""
 
 
 def _unbound(criterion: Criterion) -> tuple[Callable, dict[str, Any]]:
@@ -55,10 +56,12 @@ class Pruner(Method):
       min_kept: floor of every layer, in entries of the granularity.
       iterations: how often scores are taken within one pruning event, with the density falling by the same
         factor each time (SynFlow, arXiv 2006.05467, algorithm 1: 100 times).
+      round_to: filters or neurons that every unit keeps are rounded up to a multiple of it; None for exact
+        counts. Fewer channels than asked for are removed then.
 
     Raises:
-      ValueError: if `iterations` is below 1, `min_kept` is negative, a rate is outside [0, 1), or rates lack
-        their allocation.
+      ValueError: if `iterations` is below 1, `min_kept` is negative, a rate is outside [0, 1), rates lack
+        their allocation, or `round_to` is below 2 or given for weights or kernels.
     """
 
     def __init__(
@@ -70,9 +73,14 @@ class Pruner(Method):
         layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
         iterations: int = 1,
+        round_to: int | None = None,
     ):
         if iterations < 1:
             raise ValueError(f"iterations={iterations}: must be 1 or more")
+        if round_to is not None and (round_to < 2 or granularity in ("weight", "kernel")):
+            raise ValueError(
+                f"sparsity.round_to={round_to}: must be 2 or more, with sparsity.granularity=filter or neuron"
+            )
         if min_kept < 0:
             raise ValueError(f"sparsity.min_kept={min_kept}: must be 0 or more")
         if (allocation == "rates") != bool(layer_rates):
@@ -85,6 +93,8 @@ class Pruner(Method):
                 raise ValueError(f"sparsity.layer_rates.{pattern}={rate}: must lie in [0, 1)")
         self.criterion, self.allocation, self.granularity = criterion, allocation, granularity
         self.layer_rates, self.min_kept, self.iterations = layer_rates, min_kept, iterations
+        self.round_to = round_to
+        self._alive: tuple[Masks, dict[str, Tensor]] | None = None  # of these masks, which never change
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """Add the snapshots that the criterion reads to every phase before a pruning event."""
@@ -114,15 +124,15 @@ class Pruner(Method):
     def check(self, run: Run, asked: Sequence[float]) -> None:
         """Refuse a granularity, an allocation, a sparsity or a criterion that this network cannot have."""
         if asked:
-            self._check_criterion(run)
-        floor = self.min_kept
+            self.check_criterion(run)
         if self.granularity in ("filter", "neuron"):
-            floor, units = max(1, self.min_kept), model_units(run.model, self.granularity, run.masks)
+            units = model_units(run.model, self.granularity, run.masks)
             sizes, shapes = {u.name: u.size for u in units}, {u.name: (u.size,) for u in units}
+            least = max(1, self.min_kept)  # a layer without channels would cut the network in two
         else:
             shapes = {n: tuple(m.shape) for n, m in run.masks.items()}
             grain = 2 if self.granularity == "kernel" else None
-            sizes = {n: math.prod(s[:grain]) for n, s in shapes.items()}
+            sizes, least = {n: math.prod(s[:grain]) for n, s in shapes.items()}, self.min_kept
         allocation, total = self._allocation(run), sum(sizes.values())
         if self.granularity == "kernel" and allocation in ("er", "erk", "uniform_plus"):
             raise ValueError(
@@ -131,30 +141,24 @@ class Pruner(Method):
             )
         for j, sparsity in enumerate(asked, start=1):
             if allocation not in ("global", "lamp"):
-                counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=floor)
+                counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=least)
                 self._check_sum(sum(counts.values()), total, sparsity, len(sizes))
-            elif (keep := round((1 - sparsity) * total)) < floor * len(sizes):
+            elif (keep := round((1 - sparsity) * total)) < least * len(sizes):
                 raise ValueError(
-                    f"sparsity.min_kept={floor}: needs {floor * len(sizes)} entries in "
+                    f"sparsity.min_kept={least}: needs {least * len(sizes)} entries in "
                     f"{len(sizes)} layers, but round {j} with sparsity {sparsity:.12g} keeps {keep} of "
                     f"{total}; lower the sparsity or min_kept"
                 )
 
-    def _check_criterion(self, run: Run) -> None:
-        """Refuse a criterion that cannot score this network, or not at this granularity."""
+    def check_criterion(self, run: Run) -> None:
+        """Refuse a criterion that cannot work with this network."""
         function, options = _unbound(self.criterion)
-        if not getattr(function, "of_units", False):
-            if hasattr(function, "check"):
-                function.check(run, **options)
-            return
-        if self.granularity not in ("filter", "neuron"):
+        if (scored := options.get("granularity", self.granularity)) != self.granularity:
             raise ValueError(
-                f"criterion={function.__name__}: scores whole channels, not what "
-                f"sparsity.granularity={self.granularity} prunes; use sparsity=filter, or "
-                "sparsity.granularity=filter or neuron"
+                f"criterion.granularity={scored}: must be sparsity.granularity, {self.granularity}"
             )
         if hasattr(function, "check"):
-            function.check(run, units=model_units(run.model, self.granularity, run.masks), **options)
+            function.check(run, **options)
 
     def _check_sum(self, kept: int, total: int, sparsity: float, layers: int) -> None:
         """Refuse given sparsities per layer that are not those of a pruning event; each may be rounded."""
@@ -167,18 +171,15 @@ class Pruner(Method):
 
     def prune(self, run: Run, sparsity: float) -> None:
         """Set the masks to this sparsity by the criterion's scores."""
-        kept, total = self.channels(run) or (run.masks.kept, run.masks.total)
-        before, after = kept / total, 1 - sparsity
-        for j in range(1, self.iterations):
-            self._prune_once(run, 1 - before * (after / before) ** (j / self.iterations))
+        if self.iterations > 1:
+            kept, total = self.channels(run) or (run.masks.kept, run.masks.total)
+            before, after = kept / total, 1 - sparsity
+            for j in range(1, self.iterations):
+                self._prune_once(run, 1 - before * (after / before) ** (j / self.iterations))
         self._prune_once(run, sparsity)
 
     def _prune_once(self, run: Run, sparsity: float) -> None:
-        allocation, units = self._allocation(run), ()
-        if self.granularity in ("filter", "neuron"):
-            units = model_units(run.model, self.granularity, run.masks)
-        of_units = getattr(_unbound(self.criterion)[0], "of_units", False)
-        scores = self.criterion(run, units=units) if of_units else self.criterion(run)
+        scores, allocation = self.criterion(run), self._allocation(run)
         if self.granularity in ("weight", "kernel"):
             masks = select(
                 scores,
@@ -189,39 +190,49 @@ class Pruner(Method):
                 min_kept=self.min_kept,
             )
         else:
-            alive = select_units(
-                scores,
-                sparsity,
-                units=units,
-                allocation=allocation,
-                previous=run.masks if run.masks.sparsity else None,
-                min_kept=self.min_kept,
-            )
-            masks = unit_masks(run.model, alive, run.masks)
+            masks = unit_masks(run.model, self._choose_channels(run, scores, sparsity), run.masks)
         run.set_masks(parallel.from_first_rank(masks, run.world))
+
+    def _choose_channels(self, run: Run, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Unit name -> bool tensor of the channels to keep."""
+        units = model_units(run.model, self.granularity, run.masks)
+        chosen = select_units(
+            scores,
+            sparsity,
+            units=units,
+            allocation=self._allocation(run),
+            previous=run.masks if run.masks.sparsity else None,
+            min_kept=self.min_kept,
+        )
+        if self.round_to is None:
+            return chosen
+        before, channels = alive_channels(run.masks, units), unit_scores(scores, units)
+        return round_up(chosen, channels, multiple=self.round_to, before=before)
+
+    def alive(self, run: Run) -> dict[str, Tensor] | None:
+        """Channels that are left at filter and neuron granularity, by unit; else None."""
+        if self.granularity in ("weight", "kernel"):
+            return None
+        if self._alive is None or self._alive[0] is not run.masks:
+            units = model_units(run.model, self.granularity, run.masks)
+            self._alive = (run.masks, alive_channels(run.masks, units))
+        return self._alive[1]
 
     def channels(self, run: Run) -> tuple[int, int] | None:
         """Channels kept and in all, at filter and neuron granularity; else None."""
-        if self.granularity in ("weight", "kernel"):
+        if (alive := self.alive(run)) is None:
             return None
-        alive = alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
-        return sum(int(torch.count_nonzero(a)) for a in alive.values()), sum(
-            a.numel() for a in alive.values()
-        )
+        kept = sum(int(torch.count_nonzero(a)) for a in alive.values())
+        return kept, sum(a.numel() for a in alive.values())
 
     def compact(self, run: Run) -> nn.Module:
         """The physically smaller network at filter and neuron granularity; else the network itself."""
-        if self.granularity in ("weight", "kernel") or not isinstance(run.model, PrunableModel):
-            return run.model
-        return compact(
-            run.model, alive_channels(run.masks, model_units(run.model, self.granularity, run.masks))
-        )
+        alive = self.alive(run)
+        return run.model if alive is None else compact(run.model, alive)
 
     def _allocation(self, run: Run) -> Any:
-        """The allocation with patterns resolved to this network's layers, or to its units."""
+        """The allocation with patterns resolved to this network's layers."""
         names = list(run.masks)
-        if self.granularity in ("filter", "neuron"):
-            names = [u.name for u in model_units(run.model, self.granularity, run.masks)]
         if self.allocation == "rates":
             return partial(by_rates, rates=resolve_layers("layer_rates", self.layer_rates, names, run.model))
         if isinstance(self.allocation, Mapping):

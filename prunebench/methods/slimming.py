@@ -1,10 +1,9 @@
-"""Network slimming: BatchNorm scales trained to be sparse, channels of the smallest go."""
+"""Network slimming: scales of BatchNorm that are trained to be sparse, and channels that go by them."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
@@ -13,24 +12,24 @@ from prunebench.methods.pruner import Criterion, Pruner
 
 
 class Slimming(Pruner):
-    """Trains with an L1 penalty on all BatchNorm scales, then removes the channels of the smallest.
+    """Training with an L1 penalty on the scales of BatchNorm, then pruning by their size.
 
-    Liu et al. 2017 (arXiv 1708.06519): the loss has penalty * sum |gamma| in addition, whose subgradient
-    penalty * sign(gamma) is added to the gradient of every scale at every step (0 for a scale of 0), as in
-    the authors' code; the reported training loss is without it. Channels are ranked by |gamma| over all
-    layers (criterion=bn_scale, sparsity.allocation=global in the YAML). Filter, bias, scale and shift go
-    together. Retraining is plain fine-tuning.
+    Network Slimming (Liu et al. 2017, arXiv 1708.06519, eq. 1): the loss is that of the method's base plus
+    strength * sum of |gamma| over all BatchNorms, whose gradient is strength * sign(gamma), 0 at 0. Channels
+    go by criterion=bn_scale in one ranking over the network. Fine-tuning is without the penalty (`during`),
+    as the authors' scripts do it by default. Differs: counts are exact, where their comparison with a
+    threshold keeps one channel less; channels of residual streams go with all layers that make them, where
+    they leave the stream whole and select channels behind the first BatchNorm of a block. Layers without
+    BatchNorm behind them are not pruned at filter granularity if they are linear, and refused if they are
+    convolutions.
 
-    The paper: 1e-4 for VGG, 1e-5 for residual networks; 70 % of VGG-19's channels on CIFAR-10. Differs: the
-    authors start VGG's scales at 0.5, here they start at the model's own value (1); exactly the asked number
-    of channels goes, theirs is a threshold (rethinking-network-pruning, vggprune.py); no layer is emptied; in
-    residual networks streams are pruned as wholes, where the paper selects the inputs of every block. Its
-    multi-pass scheme is protocol=iterative with during=always.
+    The training loss in the rows includes the penalty.
 
     Args:
-      criterion, allocation, granularity, layer_rates, min_kept: as in `Pruner`.
-      penalty: weight of the penalty, above 0.
-      during: "dense", the training before the first pruning event; or "always", retraining too.
+      criterion: gives the scores, higher = keep.
+      strength: of the penalty, above 0; 1e-4 for VGG, 1e-5 for ResNet-164 and DenseNet-40 in the paper.
+      during: training with the penalty: "dense" (before the first pruning event) or "all".
+      allocation, granularity, layer_rates, min_kept: as in `Pruner`.
 
     Raises:
       ValueError: if an option is out of range.
@@ -40,12 +39,12 @@ class Slimming(Pruner):
         self,
         criterion: Criterion,
         *,
+        strength: float = 1e-4,
+        during: Literal["dense", "all"] = "dense",
         allocation: str | dict[str, float] = "global",
         granularity: Literal["weight", "kernel", "filter", "neuron"] = "filter",
         layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
-        penalty: float = 1e-4,
-        during: Literal["dense", "always"] = "dense",
     ):
         super().__init__(
             criterion,
@@ -54,40 +53,38 @@ class Slimming(Pruner):
             layer_rates=layer_rates,
             min_kept=min_kept,
         )
-        if not penalty > 0:
-            raise ValueError(f"method.penalty={penalty}: must be above 0; without it choose method=one_shot")
-        if during not in ("dense", "always"):
-            raise ValueError(f"method.during={during}: must be dense or always")
-        self.penalty, self.during = penalty, during
+        if strength <= 0:
+            raise ValueError(f"method.strength={strength}: must be above 0; use method=one_shot for 0")
+        if during not in ("dense", "all"):
+            raise ValueError(f"method.during={during}: must be dense or all")
+        self.strength, self.during = strength, during
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
-        """Refuse a plan that prunes before any training."""
-        if phases[0].sparsity is not None:
+        """Refuse a plan in which no training has the penalty."""
+        if self.during == "dense" and phases[0].sparsity is not None:
             raise ValueError(
-                "method=slimming: trains the scales before it prunes, this plan prunes before any training; "
-                "choose protocol=one_shot or iterative"
+                "method.during=dense: this plan prunes before any training, so that the penalty has no "
+                "effect; use protocol=one_shot or iterative, or method.during=all"
             )
         return super().plan(phases)
 
-    def check(self, run: Run, asked: Sequence[float]) -> None:
-        """Refuse a network without scales."""
-        if not _scales(run.model):
+    def check(self, run: Run, asked: list[float]) -> None:
+        """As every pruner, and refuse a network without scales."""
+        if not scales(run.model):
             raise ValueError(
-                f"method=slimming: {type(run.model).__name__} has no BatchNorm with scales to train; "
-                "choose a model such as vgg16_bn or resnet18"
+                f"method=slimming: {type(run.model).__name__} has no BatchNorm whose scales could be "
+                "trained to be sparse; choose a model that has, such as vgg16_bn"
             )
         super().check(run, asked)
 
-    @torch.no_grad()
-    def step(self, run: Run) -> None:
-        """Add the penalty's subgradient, then update the weights."""
-        if self.during == "always" or run.clock.cycle == 0:
-            scales = [p for p in _scales(run.model) if p.grad is not None]
-            signs = torch._foreach_sign(scales)
-            torch._foreach_add_([p.grad for p in scales], signs, alpha=self.penalty)
-        super().step(run)
+    def loss(self, run: Run, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of the batch, and the penalty while it is on."""
+        loss = super().loss(run, logits, targets)
+        if self.during == "dense" and run.clock.cycle:
+            return loss
+        return loss + self.strength * torch.cat(scales(run.model)).abs().sum()
 
 
-def _scales(model: nn.Module) -> list[nn.Parameter]:
-    """Every BatchNorm's scale."""
-    return [m.weight for m in model.modules() if isinstance(m, NORMS) and m.affine]
+def scales(model: nn.Module) -> list[Tensor]:
+    """The scale gamma of every BatchNorm that has one."""
+    return [m.weight for m in model.modules() if isinstance(m, NORMS) and m.weight is not None]

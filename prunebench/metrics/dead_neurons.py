@@ -1,13 +1,12 @@
 """Dead neurons: how much of what a network computes is 0, and why."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunebench.core.feeds import Call, Calls, Feed, feeds_of, hooked, rectifiers
+from prunebench.core.feeds import Call, Calls, Feed, hooked, rectifiers, trace
 from prunebench.core.masks import Masks
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase
@@ -102,14 +101,14 @@ class DeadNeurons(Metric):
 
 
 def trace_feeds(run: Run, method: Method) -> dict[Call, Feed]:
-    """What feeds every call of a ReLU or GELU module (`prunebench.core.feeds.feeds_of`).
+    """What feeds every call of a ReLU or GELU module, in order of execution, by one image of the probe.
 
     Raises:
       ValueError: if an activation sees more rows than images, so that they cannot be counted per image.
     """
-    ((image, _),) = probe(run, 1)
+    ((x, _),) = probe(run, 1)
     try:
-        return feeds_of(run.model, partial(method.forward, run), image)
+        return trace(run.model, lambda images: method.forward(run, images), x)
     except ValueError as error:
         raise ValueError(f"metrics.dead_neurons: {error}; leave the metric out") from None
 

@@ -21,6 +21,7 @@ def evaluate(run: Run, method: Method, split: str) -> dict[str, float]:
     Returns:
       {"top1", "top5", "loss"}, accuracies in [0, 1].
     """
+    run.update_model()
     training, network = run.model.training, run.network
     run.model.eval()
     run.network = run.model  # wrappers are for training: DistributedDataParallel would exchange buffers here

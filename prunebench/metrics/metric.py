@@ -65,6 +65,9 @@ class Metric:
     def begin(self, run: Run) -> None:
         """See a phase that has begun, pruned and restored, not trained yet. What is kept is `state`."""
 
+    def watch(self, run: Run) -> None:
+        """See the run after every step, at a cost of next to nothing. What is kept is `state`."""
+
     def measure(self, run: Run, method: Method) -> dict[str, Any]:
         """Values for a row of metrics.jsonl: numbers, None, and lists and dicts of them.
 
@@ -101,6 +104,7 @@ def measure_due(
     """
     clock = run.clock
     for name, metric in metrics.items():
+        metric.watch(run)
         due = metric.due(clock.step, clock.steps, run.data.steps_per_epoch)
         if due if last_phase is None else metric.every != "end" or last_phase:
             with undisturbed(run):
@@ -133,6 +137,7 @@ def undisturbed(run: Run) -> Iterator[None]:
     Full precision also means no TF32, which convolutions on CUDA use unless told otherwise. Gradients are
     left to `torch.autograd.grad`, which writes none into the parameters.
     """
+    run.update_model()
     modes = [(m, m.training) for m in run.model.modules()]
     buffers = [(b, b.clone()) for b in run.model.buffers()]
     random, network, precision = torch.get_rng_state(), run.network, run.precision

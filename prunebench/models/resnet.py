@@ -253,6 +253,22 @@ class ResNet(PrunableModel):
             num_classes=self.num_classes,
         )
 
+    def scaled(self, factor: float) -> "ResNet":
+        """Fresh network with `factor` times the channels; with option A the streams are scaled, too."""
+        if self.option == "B":
+            return super().scaled(factor)
+        narrow = ResNet(
+            block=self.block,
+            planes=tuple(max(1, round(factor * p)) for p in self.planes),
+            blocks=self.blocks,
+            stem=self.stem,
+            option=self.option,
+            widths={n: max(1, round(factor * w)) for n, w in self.widths.items()},
+            in_channels=self.in_channels,
+            num_classes=self.num_classes,
+        )
+        return narrow
+
 
 def _places(planes: tuple[int, ...], blocks: tuple[int, ...], expansion: int) -> list[Place]:
     """The blocks in order. The stem shares the first stage's stream where the shapes agree."""

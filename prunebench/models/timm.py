@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunebench.core.compact import survivors
 from prunebench.core.units import Junction, PrunableModel, Unit
+from prunebench.models.dependency import find_units
+from prunebench.models.layers import resolve_widths
+from prunebench.models.narrow import check_units, narrow_, narrowed_units
 
 RESERVED = {
     "model_name": "model.name",
@@ -49,7 +53,9 @@ class TimmModel(PrunableModel):
         super().__init__()
         self.net, self.name, self.kwargs = net, name, dict(kwargs)
         self.in_channels, self.num_classes, self.image_size = in_channels, num_classes, image_size
-        self.widths: dict[str, int] = {}
+        self.widths: dict[str, int] = {}  # known when the units are, which takes a while to find out
+        self._whole: list[Unit] | None = None  # units of the network before it was narrowed
+        self._units: list[Unit] | None = None
         self.head = f"net.{_classifier_names(net)[0]}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,15 +63,28 @@ class TimmModel(PrunableModel):
         return self.net(x)
 
     def units(self) -> list[Unit]:
-        """Not available.
+        """Filters, neurons and attention heads, see `prunebench.models.dependency.find_units`.
+
+        Found and checked by numbers at the first call.
 
         Raises:
-          ValueError: always.
+          ValueError: if the network has none, or is one whose channels are not understood.
         """
-        raise ValueError(
-            f"structured pruning of timm models (model.name={self.name}): not available yet; use "
-            "sparsity.granularity=weight, or a family of prunebench's own, such as model=resnet18 or vit_tiny"
-        )
+        if self._units is None:
+            x = torch.randn(2, self.in_channels, self.image_size, self.image_size, generator=_generator())
+            found = find_units(self.net, x[:1], classifiers=_classifier_names(self.net))
+            self._units = self._whole = [_prefixed(unit) for unit in found]
+            self.widths = {unit.name: unit.size for unit in self._units}
+            way_out = "use sparsity.granularity=weight, or another model"
+            subject = f"model.name={self.name}: filters and neurons cannot be pruned"
+            try:
+                if not self._units:
+                    raise ValueError("it has no channels that can be cut out")
+                check_units(self, x)
+            except ValueError as error:
+                self._units, self.widths = None, {}
+                raise ValueError(f"{subject}, {error}; {way_out}") from None
+        return self._units
 
     def junctions(self) -> list[Junction]:
         """Not available.
@@ -76,20 +95,45 @@ class TimmModel(PrunableModel):
         raise ValueError(f"timm models (model.name={self.name}) do not say which layers are neighbours")
 
     def with_widths(self, widths: Mapping[str, int]) -> "TimmModel":
-        """A freshly initialised network of the same name and options; `widths` must be empty.
+        """A freshly initialised network of the same name and options with other widths.
+
+        Units left out keep theirs; of the others the first channels stay.
 
         Raises:
-          ValueError: if `widths` names a unit.
+          ValueError: if `widths` names no unit or holds a width below 1 or above the network's own.
         """
-        if widths:
-            self.units()
-        return timm_model(
+        fresh = timm_model(
             self.name,
             kwargs=self.kwargs,
             in_channels=self.in_channels,
             num_classes=self.num_classes,
             image_size=self.image_size,
         )
+        if not widths and self._units is self._whole:
+            return fresh
+        self.units()
+        sizes = {unit.name: unit.size for unit in self._whole}
+        wanted = resolve_widths(self.widths, widths)
+        for name, width in wanted.items():
+            if width > sizes[name]:
+                raise ValueError(f"widths={{{name!r}: {width}}}: must be at most {sizes[name]}")
+        fresh._units = fresh._whole = self._whole
+        alive = {name: torch.arange(size) < wanted[name] for name, size in sizes.items()}
+        kept = survivors(fresh, alive)
+        narrow_(fresh.net, {name.removeprefix("net."): dims for name, dims in kept.items()})
+        fresh._units, fresh.widths = narrowed_units(self._whole, wanted, kept), wanted
+        return fresh
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _prefixed(unit: Unit) -> Unit:
+    """A unit of the network as one of the model that has it as the submodule `net`."""
+    made, used = (tuple((f"net.{n}", d) for n, d in entries) for entries in (unit.made_by, unit.used_by))
+    layout = {(f"net.{n}", d): row for (n, d), row in unit.layout.items()}
+    return Unit(f"net.{unit.name}", unit.size, made, used, layout)
 
 
 def timm_model(

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from prunebench.report.group import labels, where
+from prunebench.report.axes import priced
+from prunebench.report.choose import chosen, where
+from prunebench.report.fairness import Verdict, contract, verdicts
+from prunebench.report.group import labels
 from prunebench.report.options import check_options, parser
-from prunebench.report.parts import Part, ends, measured, oracle, rates, shares
+from prunebench.report.parts import Part, ends, measured, oracle, pareto_front, rates, shares
 from prunebench.report.read import Found, Run, load
 from prunebench.report.render import counts
-from prunebench.report.sheets import latex_lines, markdown_lines, page
+from prunebench.report.sheets import INLINE, latex_lines, markdown_lines, page
 
 NAMED = 5  # broken runs that are named
 WRAP = partial(textwrap.wrap, subsequent_indent="  ", break_on_hyphens=False)
@@ -54,7 +57,12 @@ def report(options: argparse.Namespace, command: str) -> int:
         raise ValueError(f"{' '.join(options.directories)}: no runs{_left_out(found)}")
     runs = where(found.runs, options.where)
     width = shutil.get_terminal_size((120, 24)).columns
-    made = parts(runs, options, width=width)
+    names, rows_by = (labels(runs), []) if options.by is None else chosen(runs, options.by)
+    made, judged = parts(runs, names, options, width=width), verdicts(runs, names)
+    remarks = [*rows_by, *(line for one in judged for line in one.lines), *contract(runs, names)]
+    first = "report" if options.remaining is None else "remaining"
+    main = next(part for part in made if part.name == first)
+    main.notes.extend(remarks)
     counted = counts(found, runs)
     if "table" in formats:
         shown = [part for part in made if part.name != "report" or options.remaining is None]
@@ -72,21 +80,35 @@ def report(options: argparse.Namespace, command: str) -> int:
         write_page(made, written, [counted, f"made by {command}"])
     if written:
         print("written:", *written)
-    return 0
+    return strict(judged) if options.strict else 0
 
 
-def parts(runs: Sequence[Run], options: argparse.Namespace, *, width: int) -> list[Part]:
+def strict(judged: Sequence[Verdict]) -> int:
+    """Exit code of `--strict`: 1, with a line that says why, if a comparison is not fair."""
+    unfair = [f"{one.where}: {', '.join(dict.fromkeys(f.aspect for f in one.findings))}" for one in judged]
+    unfair = [text for text, one in zip(unfair, judged) if one.findings]
+    if unfair:
+        print(f"prune-report: --strict: not equal: {'; '.join(unfair)}", file=sys.stderr)
+    return int(bool(unfair))
+
+
+def parts(
+    runs: Sequence[Run], names: Sequence[str], options: argparse.Namespace, *, width: int
+) -> list[Part]:
     """The parts of the report that the options ask for, and those for which the runs have something."""
-    names, metric = labels(runs), options.metric
+    metric, over = options.metric, options.over
+    dear = priced(runs, over)
+    merged = options.by is not None
     compared = {"baseline": options.baseline, "test": options.test, "width": width}
+    drawn = {"rounds": options.rounds, "over": over, "bars": options.bars, "front": options.pareto}
+    drawn["merged"] = merged
     if options.remaining is None:
-        out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, **compared)]
+        out = [ends(dear, names, metric, **drawn, **compared)]
     else:
-        out = [ends(runs, names, metric, rounds=options.rounds, over=options.over, width=width)]
-        out.append(
-            shares(runs, names, metric, asked=options.remaining, channels=options.channels, **compared)
-        )
-    out += measured(runs, names, layers=options.layers)
+        out = [ends(dear, names, metric, **drawn, width=width)]
+        out.append(shares(runs, names, metric, asked=options.remaining, merged=merged, **compared))
+    out += [pareto_front(dear, names, metric, over=over, width=width)] if options.pareto else []
+    out += measured(runs, names, asked=options.layers, numbers=options.numbers, width=width)
     out += oracle(runs, names, width=width)
     return [*out, rates(runs, names)] if options.lr else out
 
@@ -112,11 +134,13 @@ def write(part: Part, out: Path, options: argparse.Namespace, ending: Sequence[s
 
 
 def write_page(parts: Sequence[Part], written: Sequence[Path], ending: Sequence[str]) -> None:
-    """Write report.html, the last of the files, with the tables and the PNG pictures among the others."""
-    sheets = [sheet for part in parts for sheet in part.sheets or ()]
-    pictures = [path for path in written if path.suffix == ".png"]
+    """Write report.html, the last of the files, with the tables and their pictures among the others."""
+    kind = next((kind for kind in INLINE if any(path.suffix == kind for path in written)), None)
+    sections = [
+        (part.sheets or (), [path for path in written if path.name == f"{part.name}{kind}"]) for part in parts
+    ]
     notes = [*dict.fromkeys(note for part in parts for note in part.notes), *ending]
-    written[-1].write_text(page("prune-report", sheets, pictures, notes), encoding="utf-8")
+    written[-1].write_text(page("prune-report", sections, notes), encoding="utf-8")
 
 
 def _left_out(found: Found) -> str:

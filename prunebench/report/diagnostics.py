@@ -3,7 +3,6 @@
 import csv
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ class Reading(NamedTuple):
     model: str
     dataset: str
     seed: Any
-    target: float
+    target: float | None
     phase: str
     cycle: int
     remaining: float
@@ -48,16 +47,6 @@ class Point(NamedTuple):
     remaining: float
     mean: float
     std: float | None
-
-
-@dataclass(frozen=True)
-class LayerMap:
-    """A number of every layer after every round, mean over the runs; None where it is not known."""
-
-    title: str
-    layers: list[str]
-    remaining: list[float]
-    values: list[list[float | None]]
 
 
 def read_metrics(runs: Sequence[Run]) -> tuple[list[list[dict]], list[tuple[Path, str]]]:
@@ -110,6 +99,28 @@ def lines(found: Sequence[Reading]) -> dict[tuple[str, str], dict[tuple[str, str
     }
 
 
+def chosen(drawn: Mapping[tuple[str, str], Any], asked: str) -> dict[tuple[str, str], Any]:
+    """Of the numbers that can be drawn those that are asked for, in that order.
+
+    Args:
+      drawn: see `lines`.
+      asked: "METRIC" for all of a metric, "METRIC.NAME", or several with commas.
+
+    Raises:
+      ValueError: if no run here measured one of them, naming the close ones.
+    """
+    out = {}
+    for word in asked.split(","):
+        found = {number: of for number, of in drawn.items() if word in (number[0], ".".join(number))}
+        if not found and not drawn:
+            raise ValueError(f"--numbers {asked}: no run here measured anything (metrics=[...] does)")
+        if not found:
+            known = [*dict.fromkeys(metric for metric, _ in drawn), *map(".".join, drawn)]
+            raise ValueError(f"--numbers {word}: no run measured it{close_ones(word, known)}")
+        out |= found
+    return out
+
+
 def constant(of_number: Mapping[tuple, Sequence[Point]]) -> bool:
     """Whether a number never changes by more than 1e-3 of it on any one model and data set."""
     values: dict[tuple, list[float]] = {}
@@ -117,55 +128,6 @@ def constant(of_number: Mapping[tuple, Sequence[Point]]) -> bool:
         reach = [value for p in points for value in (p.mean - (p.std or 0), p.mean + (p.std or 0))]
         values.setdefault(who[:2], []).extend(reach)
     return all(max(v) - min(v) <= CONSTANT * max(map(abs, v)) for v in values.values())
-
-
-def layer_maps(
-    runs: Sequence[Run], names: Sequence[str], rows: Sequence[Sequence[Mapping]], asked: str
-) -> list[LayerMap]:
-    """A map for every label, model and data set of one number of the metric rows' "layers", at phase ends.
-
-    Args:
-      runs: finished and partial runs.
-      names: the label of each run, see `group.labels`.
-      rows: their metric rows, see `read_metrics`.
-      asked: "METRIC.NAME".
-
-    Raises:
-      ValueError: if no run measured it for every layer, naming the close ones.
-    """
-    metric, _, name = asked.partition(".")
-    groups: dict[tuple, list[Mapping]] = {}
-    known: dict[str, None] = {}
-    for run, label, own in zip(runs, names, rows):
-        ends = [
-            row
-            for row in own
-            if row["when"] == "end"
-            and isinstance(row.get("layers"), list)
-            and run.rounds
-            and (not run.is_control or row["phase"] == run.rounds[-1]["phase"])
-        ]
-        for row in ends:
-            known |= dict.fromkeys(
-                f"{row['metric']}.{n}" for layer in row["layers"] for n in layer if n != "name"
-            )
-            if row["metric"] == metric:
-                who = (run.identity["model"], run.identity["dataset"], label, round(run.target, 9))
-                groups.setdefault(who, []).append(row)
-    if asked not in known:
-        if not known:
-            raise ValueError(f"--layers {asked}: no run here measured anything for every layer")
-        raise ValueError(
-            f"--layers {asked}: no run measured it for every layer{close_ones(asked, list(known))}"
-        )
-    ends_of = {who[:3]: [other for other in groups if other[:3] == who[:3]] for who in groups}
-    where = {who[:2] for who in groups}
-    out = []
-    for who in sorted(groups):
-        title = who[2] + (f" target={who[3]:.6g}" if len(ends_of[who[:3]]) > 1 else "")
-        title += f"\n{who[0]} on {who[1]}" if len(where) > 1 else ""
-        out.append(_layer_map(title, groups[who], name))
-    return [layer_map for layer_map in out if layer_map.layers]
 
 
 def write_csv(path: Path, found: Sequence[Reading]) -> None:
@@ -178,7 +140,7 @@ def write_csv(path: Path, found: Sequence[Reading]) -> None:
 
 def _readings(run: Run, name: str, row: Mapping) -> Iterator[Reading]:
     who = run.identity
-    start = (str(run.directory), name, who["model"], who["dataset"], who["seed"], round(run.target, 9))
+    start = (str(run.directory), name, who["model"], who["dataset"], who["seed"], run.end)
     place = (row["phase"], row["cycle"], 1 - row["sparsity"], row["when"], row["epoch"], row["metric"])
     for key, value in row.items():
         if key not in PLACE and isinstance(value, (int, float)):
@@ -188,18 +150,3 @@ def _readings(run: Run, name: str, row: Mapping) -> Iterator[Reading]:
 def _point(members: Sequence[Reading]) -> Point:
     mean, std = mean_std(float(r.value) for r in members)
     return Point(statistics.fmean(r.remaining for r in members), mean, std)
-
-
-def _layer_map(title: str, rows: Sequence[Mapping], name: str) -> LayerMap:
-    cells: dict[str, dict[tuple, list[float]]] = {}
-    shares: dict[tuple, list[float]] = {}
-    for row in rows:
-        at = (row["cycle"], row["phase"])
-        shares.setdefault(at, []).append(1 - row["sparsity"])
-        for layer in row["layers"]:
-            if name in layer:
-                of_layer = cells.setdefault(str(layer.get("name")), {})
-                of_layer.setdefault(at, []).extend([layer[name]] if layer[name] is not None else [])
-    order = sorted(shares)
-    values = [[mean_std(of_layer.get(at, []))[0] for at in order] for of_layer in cells.values()]
-    return LayerMap(title, list(cells), [statistics.fmean(shares[at]) for at in order], values)

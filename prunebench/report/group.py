@@ -7,38 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prunebench.report.label import labelled
+from prunebench.report.lazy import seconds_until
 from prunebench.report.metric import KNOWN, parts, reading
-from prunebench.report.read import Run
+from prunebench.report.read import Run, is_dense
 from prunebench.report.student import interval
+
+# Means that are taken of a row's rounds beside the metric.
+FIELDS = ("sparsity", "compression", "speedup", "params", "macs", "macs_dense", "train_macs", "latency")
 
 
 def check_metric(metric: str) -> None:
     """Raises ValueError, naming the close ones, unless `metric` is one of `metric.KNOWN`."""
     if metric not in KNOWN:
         raise ValueError(f"--metric {metric}: no such metric{close_ones(metric, KNOWN)}")
-
-
-def where(runs: Sequence[Run], conditions: Iterable[str]) -> list[Run]:
-    """The runs that meet every condition "key=value" or "key=value,value".
-
-    Raises:
-      ValueError: if a condition has no "=", its key is in no run, or no run has its value.
-    """
-    left = list(runs)
-    for condition in conditions:
-        key, equals, values = condition.partition("=")
-        if not equals:
-            raise ValueError(f"--where {condition}: must be key=value (directories stand before --where)")
-        known = sorted({name for run in runs for name in _fields(run)})
-        if key not in known:
-            raise ValueError(f"--where {condition}: no run has {key!r}{close_ones(key, known)}")
-        wanted = values.split(",")
-        met = [run for run in left if any(_equal(_fields(run).get(key), value) for value in wanted)]
-        if left and not met:
-            there = sorted({str(_fields(run).get(key)) for run in left})
-            raise ValueError(f"--where {condition}: no run has this value{close_ones(values, there)}")
-        left = met
-    return left
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -66,8 +47,9 @@ def summarise(runs: Sequence[Run], names: Sequence[str], metric: str, *, rounds:
       rows with "method", "model", "dataset", "target", "asked" (fractions), "phase", "n" and the means
       "sparsity", "value" (the metric after retraining), "pruned" (the metric right after pruning), "change"
       (to the run's own dense control), "top5" (beside top1), "params", "compression", "macs", "speedup",
-      "seconds" (of all phases so far); "std" and "change_std" are sample standard deviations and "reach" half
-      the 95 % t-interval, None for n = 1; "values" is seed -> value; "partial" counts partial runs.
+      "train_macs" (multiply-adds of all training so far), "seconds" (of all phases so far); "std" and
+      "change_std" are sample standard deviations and "reach" half the 95 % t-interval, None for n = 1;
+      "values" is seed -> value; "partial" counts partial runs.
     """
     groups: dict[tuple, list[tuple[Run, int]]] = defaultdict(list)
     for run, name in zip(runs, names):
@@ -86,6 +68,12 @@ def mean_std(values: Iterable[float | None]) -> tuple[float | None, float | None
     known = [value for value in values if value is not None]
     mean = statistics.fmean(known) if known else None
     return mean, statistics.stdev(known) if len(known) > 1 else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the known values; None where there is none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def control(runs: Iterable[Run], metric: str) -> tuple[float | None, float | None, int]:
@@ -117,7 +105,7 @@ def dense(run: Run, metric: str) -> float | None:
     split, name = parts(metric)
     if split != "valid":
         return (run.dense or {}).get(name)
-    unpruned = [row for row in run.rounds if row["sparsity"] == 0]
+    unpruned = [row for row in run.rounds if is_dense(row)]
     return reading(unpruned[-1], metric) if unpruned else None
 
 
@@ -140,26 +128,13 @@ def _row(key: tuple, members: list[tuple[Run, int]], metric: str) -> dict:
     out["reach"] = (between[1] - between[0]) / 2 if between else None
     out["values"] = _by_seed((run.identity["seed"], known) for (run, _), known in zip(members, values))
     split, name_of = parts(metric)
-    out["top5"] = mean_std(reading(row, f"{split}/top5") for row in rows)[0] if name_of == "top1" else None
-    out["pruned"] = mean_std(reading(row, f"pruned/{parts(metric)[1]}") for row in rows)[0]
-    for field in ("sparsity", "compression", "speedup", "params", "macs"):
-        out[field] = mean_std(row.get(field) for row in rows)[0]
-    out["seconds"] = mean_std(sum(r.get("seconds", 0) for r in run.rounds[: i + 1]) for run, i in members)[0]
+    out["top5"] = _mean(reading(row, f"{split}/top5") for row in rows) if name_of == "top1" else None
+    out["pruned"] = _mean(reading(row, f"pruned/{parts(metric)[1]}") for row in rows)
+    for field in FIELDS:
+        out[field] = _mean(row.get(field) for row in rows)
+    out["seconds"] = _mean(seconds_until(run.rounds, i) for run, i in members)
     out["partial"] = sum(run.status == "partial" for run, _ in members) or None
     return out
-
-
-def _fields(run: Run) -> dict[str, Any]:
-    return {**run.identity, "status": run.status}
-
-
-def _equal(value: Any, text: str) -> bool:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return float(text) == value
-        except ValueError:
-            return False
-    return str(value).lower() == text.lower()
 
 
 def _by_seed(pairs: Iterable[tuple[Any, float | None]]) -> dict[Any, float]:

@@ -19,7 +19,7 @@ BARE = ("criterion", "protocol", "schedule")  # of these the value says enough: 
 USUAL = ("protocol", "iterative")  # goes without saying beside other protocols
 
 # Overrides that a table shows otherwise, or that are averaged over.
-TARGETS = ("sparsity.target", "protocol.target", "recipe.target")
+TARGETS = ("sparsity.target", "sparsity.compression", "protocol.target", "recipe.target", "method.target")
 SHOWN = {"method", "companion", "model", "dataset", *TARGETS}
 ROUNDS = ("sparsity.rounds", "protocol.rounds", "recipe.rounds")  # where a rate is given, they say the target
 TELLS_NOTHING = {"name"}  # last words of keys that need the one before
@@ -71,15 +71,15 @@ def _with_options(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     for name in dict.fromkeys(names):
         places = [i for i, other in enumerate(names) if other == name]
         panels = _panels([runs[i] for i in places], [name] * len(places))
-        of_panels = [_without_long(members, _differing(members)) for members in panels]
+        of_panels = [_without_long(members, differing(members)) for members in panels]
         keys = list(dict.fromkeys(key for of_panel in of_panels for key in of_panel))
-        words = dict(zip(keys, _short(keys)))
+        words = dict(zip(keys, short(keys)))
         for i in places:
-            out[i] = " ".join([name, *(f"{words[key]}={_value(runs[i], key)}" for key in keys)])
+            out[i] = " ".join([name, *(f"{words[key]}={value_of(runs[i], key)}" for key in keys)])
     return out
 
 
-def _differing(members: Sequence[Run]) -> list[str]:
+def differing(members: Sequence[Run]) -> list[str]:
     """Options whose values tell the runs apart as their configurations do.
 
     Options that somebody typed come first: these words are known. Where config.yaml is there it decides: what
@@ -87,22 +87,24 @@ def _differing(members: Sequence[Run]) -> list[str]:
     (of an experiment, or of another version of the defaults) is one. Options that follow the seed
     (`dataset.noise_seed=${seed}`) make no difference.
     """
-    by_rate = all((run.configuration or run.overrides).get("sparsity.target") == "null" for run in members)
+    by_rate = all(_by_rate(run.configuration or run.overrides) for run in members)
     left_out = ROUNDS if by_rate else ()
     typed = dict.fromkeys(key for run in members for key in run.overrides if _tells(key, run))
     typed = {key: None for key in typed if key not in left_out}
-    keys = [key for key in typed if _differs(members, key)]
+    keys = [key for key in typed if differs(members, key)]
     if any(run.configuration is None for run in members):
         return keys
     distinct = {id(run.configuration): run for run in members}
     comparable = dict.fromkeys([*filter(_decides, keys), *_comparable(list(distinct.values()))])
     comparable = [key for key in comparable if key not in left_out]
-    decisive = [key for key in comparable if _differs(distinct.values(), key) and _differs(members, key)]
-    kinds = {mark: tuple(_value(run, key) for key in decisive) for mark, run in distinct.items()}
+    decisive = [key for key in comparable if differs(distinct.values(), key) and differs(members, key)]
+    kinds = {mark: tuple(value_of(run, key) for key in decisive) for mark, run in distinct.items()}
     kind = [kinds[id(run.configuration)] for run in members]
     # Of what was typed, that which is the same within a kind; then whatever still tells kinds apart.
-    keys = [k for k in keys if len({(a, _value(run, k)) for a, run in zip(kind, members)}) == len(set(kind))]
-    told = {a: tuple(_value(run, key) for key in keys) for a, run in zip(kind, members)}
+    keys = [
+        k for k in keys if len({(a, value_of(run, k)) for a, run in zip(kind, members)}) == len(set(kind))
+    ]
+    told = {a: tuple(value_of(run, key) for key in keys) for a, run in zip(kind, members)}
     for place, key in enumerate(decisive):
         finer = {a: (*words, a[place]) for a, words in told.items()}
         if len(set(finer.values())) > len(set(told.values())):
@@ -110,13 +112,18 @@ def _differing(members: Sequence[Run]) -> list[str]:
     return keys
 
 
+def _by_rate(options: Mapping[str, str]) -> bool:
+    """Whether the sparsity asked at the end is that of a rate, and so of the rounds."""
+    return options.get("sparsity.target") == "null" and options.get("sparsity.compression", "null") == "null"
+
+
 def _without_long(members: Sequence[Run], keys: Sequence[str]) -> list[str]:
     """The options less those with long values, such as a grid, without which the others tell as much."""
     out = list(keys)
     for key in keys:
         rest = [other for other in out if other != key]
-        told = [{tuple(_value(run, k) for k in some) for run in members} for some in (out, rest)]
-        if len(told[0]) == len(told[1]) and any(len(_value(run, key)) > LONG for run in members):
+        told = [{tuple(value_of(run, k) for k in some) for run in members} for some in (out, rest)]
+        if len(told[0]) == len(told[1]) and any(len(value_of(run, key)) > LONG for run in members):
             out = rest
     return out
 
@@ -138,9 +145,9 @@ def _comparable(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if _decides(key)]
 
 
-def _differs(members: Iterable[Run], key: str) -> bool:
+def differs(members: Iterable[Run], key: str) -> bool:
     """Whether the runs have several values of an option, other than each its own seed."""
-    pairs = {(_value(run, key), canonical(run.identity["seed"])) for run in members}
+    pairs = {(value_of(run, key), canonical(run.identity["seed"])) for run in members}
     return len({value for value, _ in pairs}) > 1 and any(value != seed for value, seed in pairs)
 
 
@@ -154,7 +161,7 @@ def _decides(key: str) -> bool:
     return "." in key and key not in TARGETS and not key.startswith("recipe.")
 
 
-def _value(run: Run, key: str) -> str:
+def value_of(run: Run, key: str) -> str:
     """The value of an option: of config.yaml if it is there, else as typed; "default" if it was not."""
     known: Mapping[str, str] = run.configuration or {}
     if key in known:
@@ -165,7 +172,7 @@ def _value(run: Run, key: str) -> str:
     return canonical(run.overrides[key]) if key in run.overrides else "default"
 
 
-def _short(keys: Sequence[str]) -> list[str]:
+def short(keys: Sequence[str]) -> list[str]:
     """Every key by its last word, or by more where that is another's, a setting's, or says nothing."""
     taken = {key.rpartition(".")[2] for key in SETTINGS} | TELLS_NOTHING
     out = []

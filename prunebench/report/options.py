@@ -3,9 +3,10 @@
 import argparse
 from typing import NoReturn
 
+from prunebench.report.axes import AXES
 from prunebench.report.compare import TESTS
-from prunebench.report.curve import AXES
 from prunebench.report.group import check_metric, close_ones
+from prunebench.report.tradeoff import BARS
 
 FORMATS = ("table", "csv", "md", "latex", "html")
 USUAL = ("table", "csv", "md")
@@ -17,9 +18,11 @@ EXAMPLES = """examples:
   prune-report runs --where model=resnet20 method=imp,lth --metric top5
   prune-report runs more-runs --out results/cifar10 --format md,csv,latex,html
   prune-report runs --rounds --no-plot
+  prune-report runs --by criterion --strict
   prune-report runs --metric valid/top1
   prune-report runs --remaining 100,32.8,26.2,13.4 --baseline "lth cosine"
-  prune-report runs --layers dead_neurons.dynamic --lr --figure pdf
+  prune-report runs --over macs --pareto --bars interval
+  prune-report runs --layers sparsity --lr --figure pdf      # every layer after every round; learning rate
 """
 
 
@@ -55,7 +58,13 @@ def parser() -> Parser:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="only runs with these values",
+        help="only runs with these values, of result.json or of any option in config.yaml",
+    )
+    out.add_argument(
+        "--by",
+        metavar="KEY[,KEY]",
+        help="rows by these keys, such as method or optimizer.lr, averaged over what else differs "
+        "(always apart: model, data set, sparsity)",
     )
     out.add_argument(
         "--metric",
@@ -78,9 +87,6 @@ def parser() -> Parser:
         help="instead show a column per share of weights remaining, in percent: 100,32.8,13.4, or all",
     )
     out.add_argument(
-        "--channels", action="store_true", help="with --remaining: shares of filters and neurons, not weights"
-    )
-    out.add_argument(
         "--baseline", metavar="LABEL", help="also show the differences to this row, paired by seed"
     )
     out.add_argument(
@@ -90,11 +96,21 @@ def parser() -> Parser:
         help="p-values of the differences, Holm-corrected: paired t (default) or Wilcoxon",
     )
     out.add_argument(
-        "--layers",
-        metavar="METRIC.NAME",
-        help="draw layers.png: a measured number of every layer after every round",
+        "--strict",
+        action="store_true",
+        help="exit with 1, after everything is written, if rows differ in more than they are compared by",
     )
-    out.add_argument("--lr", action="store_true", help="draw lr.png: the learning rate over the epochs")
+    out.add_argument(
+        "--layers",
+        metavar="sparsity|METRIC.NAME",
+        help="also show every layer after every round: sparsity, or a number that was measured",
+    )
+    out.add_argument(
+        "--numbers",
+        metavar="METRIC[.NAME],...",
+        help="what diagnostics.png shows (default: every number that changes)",
+    )
+    out.add_argument("--lr", action="store_true", help="draw lr.png: learning rate, sparsity over the epochs")
     out.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
     out.add_argument(
         "--figure", default="png", metavar=",".join(FIGURES), help="formats of the pictures (default: png)"
@@ -104,6 +120,17 @@ def parser() -> Parser:
         default="compression",
         choices=list(AXES),
         help="what report.png shows the metric over (default: compression)",
+    )
+    out.add_argument(
+        "--bars",
+        default="std",
+        choices=list(BARS),
+        help="error bars of report.png: sample std over seeds (default), or 95 %% t-intervals of the mean",
+    )
+    out.add_argument(
+        "--pareto",
+        action="store_true",
+        help="list the Pareto front over all rows, the metric against --over, and draw it in report.png",
     )
     return out
 
@@ -118,10 +145,9 @@ def check_options(options: argparse.Namespace) -> None:
     check_metric(options.metric)
     if options.test != "t" and options.baseline is None:
         raise ValueError(f"--test {options.test}: has no effect without --baseline")
-    if options.channels and options.remaining is None:
-        raise ValueError("--channels: has no effect without --remaining")
-    drawn = {"--layers": options.layers is not None, "--lr": options.lr, "--figure": options.figure != "png"}
-    drawn["--over"] = options.over != "compression"
+    drawn = {"--numbers": options.numbers is not None, "--lr": options.lr}
+    drawn |= {"--figure": options.figure != "png", "--bars": options.bars != "std"}
+    drawn["--over"] = options.over != "compression" and not options.pareto
     for name, asked in drawn.items():
         if asked and not options.plot:
             raise ValueError(f"{name}: has no effect with --no-plot")

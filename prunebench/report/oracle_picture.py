@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunebench.report.curve import DENSE, legend_below, styles_of, tidy
 from prunebench.report.oracle import interval
 from prunebench.report.remaining import share_text
 from prunebench.report.search import Search
+from prunebench.report.style import DENSE, legend_below, styles_of, tidy
 from prunebench.report.table import number
 
 IN_A_ROW = 2

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from prunebench.report import diagnostics, remaining_table, render, search
+from prunebench.report import all_rounds, diagnostics, layers, pareto, remaining_table, render, search
+from prunebench.report.axes import AXES
 from prunebench.report.compare import against
-from prunebench.report.curve import report_png
 from prunebench.report.group import repeated, summarise
 from prunebench.report.metric import parts as metric_parts
 from prunebench.report.metric_pictures import diagnostics_png, layers_png
@@ -19,8 +19,9 @@ from prunebench.report.oracle_picture import oracle_png
 from prunebench.report.published import published, remarks
 from prunebench.report.rates import learning_rates, lr_png
 from prunebench.report.read import Run
-from prunebench.report.remaining import baselines, by_channels, remaining
+from prunebench.report.remaining import baselines, remaining
 from prunebench.report.sheets import Sheet
+from prunebench.report.tradeoff import report_png
 
 NAMED = 6  # things that a remark names one by one
 
@@ -57,24 +58,54 @@ def ends(
     baseline: str | None = None,
     test: str = "t",
     over: str = "compression",
+    bars: str = "std",
+    front: bool = False,
+    merged: bool = False,
     width: int,
 ) -> Part:
-    """The ends of runs, with `rounds` all their rounds, against the dense control and against a baseline."""
+    """The ends of runs, with `rounds` all their rounds, against the dense control and against a baseline.
+
+    Args:
+      runs: see `axes.priced`.
+      names: the label of each run, see `group.labels`.
+      metric, rounds: what the table shows.
+      baseline, test: see `compare.against`.
+      over, bars, front: see `tradeoff.report_png`.
+      merged: rows hold runs of several configurations by the reader's choice, so that seeds repeat.
+      width: of the terminal, in characters.
+    """
     rows = summarise(runs, names, metric, rounds=rounds)
-    notes = render.notes(rows, metric, repeated(runs, names))
+    notes = render.notes(rows, metric, 0 if merged else repeated(runs, names))
     if baseline is not None:
         rows = against(rows, baseline, test=test)
         notes += render.notes_on_differences(rows, baseline, test)
+    if priceless := sum(AXES[over].at(row) is None for row in rows):
+        which = "row is" if priceless == 1 else "rows are"
+        notes.append(f"{priceless} {which} not in report.png, {over} is not known of them")
+    notes += [AXES[over].note] if AXES[over].note else []
+    picture = partial(report_png, runs, names, metric, over=over, bars=bars, pareto=front)
     return Part(
         "report",
         text=render.text_lines(rows, runs, metric, width=width),
         notes=[*notes, *search.cost_notes(runs, names)],
         sheets=render.sheets(rows, runs, metric),
         csvs={
-            ".csv": partial(render.write_csv, runs=runs, names=names),
+            ".csv": partial(all_rounds.write_csv, runs=runs, names=names),
             "_summary.csv": partial(render.write_summary, rows=rows, metric=metric),
         },
-        picture=partial(report_png, runs, names, metric, over=over) if rows else None,
+        picture=picture if rows else None,
+    )
+
+
+def pareto_front(runs: Sequence[Run], names: Sequence[str], metric: str, *, over: str, width: int) -> Part:
+    """The operating points that no other beats in the metric and in what it is drawn over."""
+    found = pareto.fronts(runs, names, metric, over)
+    return Part(
+        "pareto",
+        text=pareto.text_lines(found, metric, over, width=width),
+        notes=[pareto.NOTE],
+        sheets=pareto.sheets(found, metric, over),
+        csvs={".csv": partial(pareto.write_csv, found=found, metric=metric, over=over)},
     )
 
 
@@ -84,24 +115,22 @@ def shares(
     metric: str,
     *,
     asked: str,
-    channels: bool = False,
     baseline: str | None = None,
     test: str = "t",
+    merged: bool = False,
     width: int,
 ) -> Part:
-    """The papers' tables: a row per label, a column per share of weights, or of channels, remaining."""
-    panels = remaining(by_channels(runs, names) if channels else runs, names, asked, metric)
+    """The papers' tables: a row per label, a column per share of weights remaining."""
+    panels = remaining(runs, names, asked, metric)
     bases = baselines(panels, baseline) if baseline is not None else [None] * len(panels)
-    entries = published(panels) if metric_parts(metric) == ("test", "top1") and not channels else {}
+    entries = published(panels) if metric_parts(metric) == ("test", "top1") else {}
     tables = [
         table
         for panel, row in zip(panels, bases)
-        for table in remaining_table.tables(
-            panel, row, entries, metric, test=test, of="channels" if channels else "weights"
-        )
+        for table in remaining_table.tables(panel, row, entries, metric, test=test)
     ]
     notes = [*remaining_table.notes(panels, bases, metric, test=test), *remarks(panels, entries)]
-    alike = repeated(runs, names)
+    alike = 0 if merged else repeated(runs, names)
     notes += [render.repeated_note(alike)] if alike else []
     return Part(
         "remaining",
@@ -116,15 +145,25 @@ def shares(
     )
 
 
-def measured(runs: Sequence[Run], names: Sequence[str], *, layers: str | None) -> list[Part]:
-    """What was measured beside accuracy, if anything was; `layers`: a number to draw for every layer."""
+def measured(
+    runs: Sequence[Run], names: Sequence[str], *, asked: str | None, numbers: str | None, width: int
+) -> list[Part]:
+    """What was measured beside accuracy, if anything was, and a number of every layer.
+
+    Args:
+      runs, names: see `ends`.
+      asked: "METRIC.NAME" or "sparsity" of every layer, None for no table and picture of layers.
+      numbers: what diagnostics.png shows, None for all that change.
+      width: of the terminal, in characters.
+    """
     rows, broken = diagnostics.read_metrics(runs)
     parts = []
     found = diagnostics.readings(runs, names, rows)
+    drawn = diagnostics.lines(found)
+    chosen = diagnostics.chosen(drawn, numbers) if numbers is not None else drawn
     if found or broken:
-        numbers = diagnostics.lines(found)
-        constant = [".".join(number) for number, lines in numbers.items() if diagnostics.constant(lines)]
-        changing = {number: lines for number, lines in numbers.items() if ".".join(number) not in constant}
+        constant = [".".join(number) for number, lines in chosen.items() if diagnostics.constant(lines)]
+        changing = {number: lines for number, lines in chosen.items() if ".".join(number) not in constant}
         notes = [_damaged("diagnostics", broken)] if broken else []
         if constant:
             notes.append(f"not in diagnostics.png, the same after every round: {_named(constant)}")
@@ -136,10 +175,33 @@ def measured(runs: Sequence[Run], names: Sequence[str], *, layers: str | None) -
                 picture=partial(diagnostics_png, changing, names) if changing else None,
             )
         )
-    if layers is not None:
-        maps = diagnostics.layer_maps(runs, names, rows, layers)
-        parts.append(Part("layers", picture=partial(layers_png, maps, layers)))
+    if asked is not None:
+        parts.append(_layers(runs, names, rows, asked, width=width))
     return parts
+
+
+def _layers(
+    runs: Sequence[Run], names: Sequence[str], rows: Sequence[Sequence[Mapping]], asked: str, *, width: int
+) -> Part:
+    """A number of every layer after every round, by label."""
+    broken: list[tuple[Path, str]] = []
+    if asked == layers.SPARSITY:
+        rows, broken = layers.sparsity_rows(runs)
+    maps = layers.layer_maps(runs, names, rows, asked)
+    notes = [_damaged("layers", broken)] if broken else []
+    wordless = sum(bool(run.rounds) and not own for run, own in zip(runs, rows)) - len(broken)
+    silent = wordless if asked == layers.SPARSITY else 0
+    if silent > 0:
+        which = "run has" if silent == 1 else "runs have"
+        notes.append(f"left out of layers: {silent} {which} no kept weights of layers in metrics.jsonl")
+    return Part(
+        "layers",
+        text=layers.text_lines(maps, asked, width=width),
+        notes=notes,
+        sheets=layers.sheets(maps, asked),
+        csvs={".csv": partial(layers.write_csv, maps=maps)},
+        picture=partial(layers_png, maps, asked),
+    )
 
 
 def oracle(runs: Sequence[Run], names: Sequence[str], *, width: int) -> list[Part]:

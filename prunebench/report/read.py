@@ -4,15 +4,17 @@ A finished run has `result.json`. An unfinished one is rebuilt from `identity.js
 of kind "phase" in `metrics.jsonl` (what it finished), and is marked partial.
 """
 
+import gc
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from prunebench.report.configuration import read_configuration
+from prunebench.report.lazy import HELD, RoundsOnDisk, flat, slim
 
 VERSION = 1
 FILES = ("result.json", "identity.json", "metrics.jsonl")  # any of them makes a directory a run
@@ -39,7 +41,7 @@ class Run:
     status: Literal["done", "partial"]
     identity: dict[str, Any]
     dense: dict[str, float] | None
-    rounds: list[dict]
+    rounds: Sequence[dict]
     overrides: dict[str, str]
     totals: dict[str, Any]
 
@@ -54,8 +56,8 @@ class Run:
         return range(len(self.rounds))[-1:] if self.is_control else range(len(self.rounds))
 
     @property
-    def target(self) -> float:
-        """Sparsity asked at the end of the plan, a fraction."""
+    def target(self) -> float | None:
+        """Sparsity asked at the end of the plan, a fraction; None where it is the method's outcome."""
         if self.status == "partial":
             target, rate, rounds = (
                 self.identity.get(f"sparsity.{key}") for key in ("target", "rate", "rounds")
@@ -65,6 +67,11 @@ class Run:
             if rate is not None and rounds is not None:
                 return 1 - (1 - rate) ** rounds
         return self.rounds[-1]["asked"]
+
+    @property
+    def end(self) -> float | None:
+        """The target as a key: equal to about 1e-9."""
+        return None if self.target is None else round(self.target, 9)
 
     @cached_property
     def configuration(self) -> Mapping[str, str] | None:
@@ -87,16 +94,26 @@ def load(directories: Sequence[str]) -> Found:
     Raises:
       ValueError: if a directory does not exist.
     """
+    gc.disable()  # nothing here is freed, and looking through all of it again and again takes a tenth longer
+    try:
+        return _load(directories)
+    finally:
+        gc.enable()
+
+
+def _load(directories: Sequence[str]) -> Found:
     found, seen = Found(), set()
+    held = 0
     for directory in directories:
         if not os.path.isdir(directory):
             what = "is not a directory" if os.path.exists(directory) else "no such directory"
             raise ValueError(f"{directory}: {what}")
+        real = Path(directory).resolve()
         for path in run_directories(directory):
-            real = path.resolve()
-            if real in seen:
+            # The walk follows no links, so that only the beginning of a path may be one.
+            if (place := os.path.normpath(real / path.relative_to(directory))) in seen:
                 continue
-            seen.add(real)
+            seen.add(place)
             try:
                 run = read_run(path)
             except (ValueError, KeyError, TypeError, OSError) as error:
@@ -104,8 +121,11 @@ def load(directories: Sequence[str]) -> Found:
                 continue
             if run is None:
                 found.other_version.append(path)
-            else:
-                found.runs.append(run)
+                continue
+            held += len(run.rounds)
+            if held > HELD and run.status == "done":
+                run = replace(run, rounds=RoundsOnDisk(path, run.rounds))
+            found.runs.append(run)
     return found
 
 
@@ -141,28 +161,16 @@ def read_run(directory: Path) -> Run | None:
         missing = [key for key in REQUIRED_IN_ROUND if key not in row]
         if missing:
             raise ValueError(f"a round without {', '.join(missing)}")
+    dense = content.get("dense") if done else _dense_of(rounds)
     return Run(
         directory=directory,
         status="done" if done else "partial",
-        identity=_identity(content),
-        dense=content.get("dense") if done else _dense_of(rounds),
+        identity=slim(_identity(content)),
+        dense=slim(dense) if dense else None,
         rounds=rounds,
-        overrides=_overrides(directory / "overrides.json"),
-        totals=flat({key: content[key] for key in ("cost", "time") if key in content}),
+        overrides=slim(_overrides(directory / "overrides.json")),
+        totals=slim(flat({key: content[key] for key in ("cost", "time") if key in content})),
     )
-
-
-def flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Scalars of nested mappings under dotted keys; lists of scalars joined by "+", other lists left out."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}.")
-        elif not isinstance(value, list):
-            out[prefix + key] = value
-        elif not any(isinstance(entry, (list, Mapping)) for entry in value):
-            out[prefix + key] = "+".join(map(str, value))
-    return out
 
 
 def _json(path: Path) -> dict:
@@ -226,9 +234,14 @@ def _finished_rounds(path: Path) -> list[dict]:
     return list({row["phase"]: row["round"] for row in rows_of(path, "phase", mark='"round"')}.values())
 
 
+def is_dense(row: Mapping) -> bool:
+    """Whether a round lies before the first pruning event; also one that removes nothing is an event."""
+    return row["sparsity"] == 0 and not row.get("cycle")
+
+
 def _dense_of(rounds: Iterable[Mapping]) -> dict[str, float] | None:
     """Test metrics of the last round before anything was pruned."""
-    before = [row["test"] for row in rounds if row["sparsity"] == 0]
+    before = [row["test"] for row in rounds if is_dense(row)]
     return before[-1] if before else None
 
 

@@ -3,13 +3,13 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from prunebench.report.compare import Comparison, compared, corrected
 from prunebench.report.group import close_ones, mean_std
 from prunebench.report.metric import reading
-from prunebench.report.read import Run
+from prunebench.report.read import Run, is_dense
 
 TOLERANCE = 0.03  # relative: so near to a column a round has to be
 FINER = (TOLERANCE, 0.01, 3e-3, 1e-3, 1e-4)  # for all columns: the first that keeps the rounds of a run apart
@@ -29,9 +29,14 @@ class Share:
     high: float
 
     def nearest(self, run: Run) -> dict | None:
-        """The run's round nearest to the nominal share, of equal ones the last; None if none counts."""
+        """The run's round nearest to the nominal share; None if none counts.
+
+        Of equal ones the dense network, not that retrained after nothing was removed; else the last.
+        """
         there = [run.rounds[i] for i in run.places if self.low <= left(run.rounds[i]) <= self.high]
-        return min(reversed(there), key=lambda row: abs(left(row) - self.asked), default=None)
+        return min(
+            reversed(there), key=lambda row: (abs(left(row) - self.asked), not is_dense(row)), default=None
+        )
 
 
 @dataclass(frozen=True)
@@ -160,24 +165,6 @@ def baselines(panels: Sequence[Panel], label: str) -> list[Row | None]:
     return found
 
 
-def by_channels(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
-    """The runs with the share of channels removed as the sparsity of every round.
-
-    Raises:
-      ValueError: if a run has pruned something else than channels.
-    """
-    out = []
-    for run, name in zip(runs, names):
-        rounds = []
-        for row in run.rounds:
-            if row["sparsity"] and "channels" not in row:
-                raise ValueError(f"--channels: {name} prunes no channels; leave it out with --where")
-            share = row["channels"] / row["channels_total"] if "channels" in row else 1.0
-            rounds.append({**row, "sparsity": 1 - share})
-        out.append(replace(run, rounds=rounds))
-    return out
-
-
 def left(row: dict) -> float:
     """Share of the prunable weights remaining in a round."""
     return 1 - row["sparsity"]
@@ -215,12 +202,14 @@ def _rows(name: str, members: Sequence[Run], shares: Sequence[Share], metric: st
     the same column, on their ways to different ends, they are no seeds of one another and stay apart; dense
     training before any pruning is the same for all.
     """
-    by_target: dict[float, list[Run]] = {}
+    by_target: dict[float | None, list[Run]] = {}
     for run in members:
-        by_target.setdefault(round(run.target, 9), []).append(run)
+        by_target.setdefault(run.end, []).append(run)
     rows = []
-    for target, runs in sorted(by_target.items()):
-        label = f"{name} target={target:.6g}" if len(by_target) > 1 else name
+    for target in sorted(by_target, key=lambda t: -1.0 if t is None else t):
+        runs = by_target[target]
+        asked = "null" if target is None else f"{target:.6g}"
+        label = f"{name} target={asked}" if len(by_target) > 1 else name
         rows.append(Row(label, runs, [_cell(runs, share, metric) for share in shares]))
     if all(map(_one_thing, zip(*(row.cells for row in rows)))):
         return [Row(name, list(members), [_cell(members, share, metric) for share in shares])]

@@ -17,6 +17,7 @@ from prunebench.report.sheets import Sheet
 from prunebench.report.table import Column, continued
 
 PUBLISHED = "  published"
+MINUS = "  minus published"
 ONE = "*"  # marks a number of one seed
 
 Line = tuple[str, "Sequence[Text | None]"]
@@ -43,19 +44,13 @@ class Table:
 
 
 def tables(
-    panel: Panel,
-    baseline: Row | None,
-    entries: Published,
-    metric: str,
-    *,
-    test: str = "t",
-    of: str = "weights",
+    panel: Panel, baseline: Row | None, entries: Published, metric: str, *, test: str = "t"
 ) -> list[Table]:
-    """The table of a panel, and that of the differences to a row of it, if one is given; shares are `of`."""
+    """The table of a panel, and that of the differences to a row of it, if one is given."""
     show, signed = formats(metric)
     where = f"{panel.model} on {panel.dataset}: {words(metric)}"
     percent = not is_loss(metric)
-    by = f" by {of} remaining"
+    by = " by weights remaining"
     lines: list[Line] = []
     for row in panel.rows:
         lines.append((row.label, [_value(cell, show) for cell in row.cells]))
@@ -65,6 +60,7 @@ def tables(
             if any(value is not None for value in values):
                 texts = [None if value is None else Text(show(value), "", 0) for value in values]
                 lines.append((f"{PUBLISHED} {mark}", texts))
+                lines.append((f"{MINUS} {mark}", [_from(*pair, signed) for pair in zip(row.cells, values)]))
     out = [_laid_out(where + " (%)" * percent + by, "seed", lines, panel)]
     if baseline is not None and len(panel.rows) > 1:
         lines = [
@@ -109,9 +105,7 @@ def notes(
     ]
     if any(cell.n > 1 for cell in odd):
         out.append("in brackets: the seeds of a cell where they are not the row's n")
-    joined = {
-        row.label for panel in panels for row in panel.rows if len({round(r.target, 9) for r in row.runs}) > 1
-    }
+    joined = {row.label for panel in panels for row in panel.rows if len({r.end for r in row.runs}) > 1}
     if joined:
         out.append(
             f"{', '.join(sorted(joined))}: runs to several sparsities, in each column those that pass it"
@@ -198,6 +192,12 @@ def _value(cell: Cell | None, show: Callable[[float], str]) -> Text | None:
         return None
     mean, std = cell.mean_std
     return Text(show(mean), ONE if std is None else f"+-{show(std)}", cell.n)
+
+
+def _from(cell: Cell | None, value: float | None, signed: Callable[[float], str]) -> Text | None:
+    """The mean of a cell minus a published number, where there are both."""
+    known = cell is not None and value is not None
+    return Text(signed(cell.mean_std[0] - value), "", 0) if known else None
 
 
 def _change(one: Comparison | None, signed: Callable[[float], str]) -> Text | None:

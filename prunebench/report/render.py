@@ -3,12 +3,11 @@
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from prunebench.report.compare import TESTS, p_text
 from prunebench.report.group import control
 from prunebench.report.metric import is_loss, place, title
-from prunebench.report.read import Found, Run, flat
+from prunebench.report.read import Found, Run
 from prunebench.report.sheets import Sheet
 from prunebench.report.table import Column, count, number, percent, points, ratio, seconds, table
 
@@ -43,6 +42,7 @@ def columns(metric: str) -> list[Column]:
         Column("compression", "compr.", ratio, rank=4),
         Column("macs", "MACs", count, rank=10),
         Column("speedup", "speed", ratio, rank=5),
+        Column("train_macs", "train", count, "MACs", rank=8),
         Column("seconds", "seconds", seconds, rank=11),
         Column("partial", "partial", rank=1),
     ]
@@ -148,24 +148,8 @@ def write_summary(path: Path, rows: Sequence[dict], metric: str) -> None:
         writer.writerows({"metric": metric, **row} for row in rows)
 
 
-def write_csv(path: Path, runs: Sequence[Run], names: Sequence[str]) -> None:
-    """Everything that is known, unrounded: one row per run and round, fractions as fractions."""
-    rows = [_csv_row(run, name, place) for run, name in zip(runs, names) for place in range(len(run.rounds))]
-    keys = dict.fromkeys(key for row in rows for key in row)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(keys))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _csv_row(run: Run, name: str, place: int) -> dict[str, Any]:
-    row = {"directory": str(run.directory), "status": run.status, "label": name, **run.identity}
-    known = {key: value for key, value in run.rounds[place].items() if value is not None}
-    row |= {"last": place == len(run.rounds) - 1, **flat(known)}
-    return row | flat({"dense": run.dense or {}}) | {f"run.{key}": value for key, value in run.totals.items()}
-
-
 def _columns(rows: Sequence[dict], metric: str) -> list[Column]:
-    """The columns, that of the sparsity asked in a round only where rounds before the last are shown."""
+    """The columns: a round's own sparsity only beside earlier rounds, a difference only if there is one."""
     early = any(row["asked"] != row["target"] for row in rows if not row["partial"])
-    return [column for column in columns(metric) if early or column.key != "asked"]
+    needless = {"asked": not early, "difference": all(row.get("difference") is None for row in rows)}
+    return [column for column in columns(metric) if not needless.get(column.key)]

@@ -63,12 +63,18 @@ def escaped(text: str) -> str:
     return "".join(ESCAPED.get(character, character) for character in text).replace("+-", r"$\pm$")
 
 
-def page(title: str, sheets: Sequence[Sheet], pictures: Sequence[Path], notes: Sequence[str]) -> str:
+Section = tuple[Sequence[Sheet], Sequence[Path]]
+"""What a page shows of one part of a report: tables, and the pictures that belong to them."""
+
+INLINE = {".png": "image/png", ".svg": "image/svg+xml"}  # kinds of pictures that a page can hold
+
+
+def page(title: str, sections: Iterable[Section], notes: Sequence[str]) -> str:
     """An HTML page: tables that are sorted by a click on a header, pictures inside, no network."""
     parts = [f"<h1>{html.escape(title)}</h1>"]
-    parts += [_html_table(sheet) for sheet in sheets]
+    for sheets, pictures in sections:
+        parts += [*map(_html_table, sheets), *map(_html_picture, pictures)]
     parts.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
-    parts += [_html_picture(path) for path in pictures]
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -129,7 +135,7 @@ def _sorted_by(column: Column, row: Mapping, text: str) -> str:
 def _html_picture(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     name = html.escape(path.stem)
-    image = f'<img alt="{name}" src="data:image/png;base64,{data}">'
+    image = f'<img alt="{name}" src="data:{INLINE[path.suffix]};base64,{data}">'
     return f"<figure>{image}<figcaption>{name}</figcaption></figure>"
 
 
@@ -145,8 +151,10 @@ th { cursor: pointer; border-bottom: 2px solid #555; }
 th[aria-sort=ascending]::after { content: " \\2191"; }
 th[aria-sort=descending]::after { content: " \\2193"; }
 .text { text-align: left; }
+td.text { white-space: normal; min-width: 10rem; max-width: 24rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-tbody tr:hover { background: #f2f6fa; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+tbody tr:hover td { background: #f2f6fa; }
 img { max-width: 100%; }
 figure { margin: 1.5rem 0; }
 figcaption { color: #555; }

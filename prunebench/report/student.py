@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
+from functools import lru_cache
 
 LEVEL = 0.95  # of intervals
 
@@ -16,6 +17,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - reach, mean + reach
 
 
+@lru_cache(maxsize=1024)
 def quantile(share: float, freedom: int) -> float:
     """The t for which `share` of the distribution lies between -t and t.
 

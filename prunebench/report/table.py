@@ -5,6 +5,7 @@ so that no terminal and no log file can refuse it.
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,7 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping], *, width: int) -> 
 
     Empty columns of rank > 0 are left out; then columns leave by rank (among equals the rightmost first)
     until the rest fits; then text columns are shortened, the longest first, to no less than `NARROWEST_TEXT`.
+    Where two texts of a column would look the same then, its long ones go on in lines of their own.
     """
     shown = filled(columns, rows)
     content = {c.key: cells(c, rows) for c in shown}
@@ -78,7 +80,12 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping], *, width: int) -> 
         change = max(min(room, natural[i] - widths[i]), min(0, NARROWEST_TEXT - widths[i]))
         widths[i] += change
         room -= change
-    body = [_line(shown, widths, [content[c.key][i] for c in shown]) for i in range(len(rows))]
+    folded = [c.key for c, w in zip(shown, widths) if c.text and _collide(content[c.key], w)]
+    body = [
+        line
+        for i in range(len(rows))
+        for line in _lines(shown, widths, [content[c.key][i] for c in shown], folded)
+    ]
     head = [_line(shown, widths, [c.header for c in shown])]
     if any(c.group for c in shown):
         head.insert(0, _group_line(shown, widths))
@@ -135,6 +142,26 @@ def _line(columns: list[Column], widths: list[int], texts: list[str]) -> str:
         short = text if len(text) <= width else _shortened(text, width)
         parts.append(short.ljust(width) if column.text else short.rjust(width))
     return GAP.join(parts).rstrip()
+
+
+def _lines(columns: list[Column], widths: list[int], texts: list[str], folded: Sequence[str]) -> list[str]:
+    """The line of a row, and one for every line more of a text that is folded."""
+    parts = [
+        textwrap.wrap(t, w, subsequent_indent="  ") if c.key in folded else [t]
+        for c, w, t in zip(columns, widths, texts)
+    ]
+    return [
+        _line(columns, widths, [part[i] if i < len(part) else "" for part in parts])
+        for i in range(max(map(len, parts), default=1))
+    ]
+
+
+def _collide(texts: Sequence[str], width: int) -> bool:
+    """Whether two different texts look the same in so many characters."""
+    different = set(texts)
+    return len({text if len(text) <= width else _shortened(text, width) for text in different}) < len(
+        different
+    )
 
 
 def _shortened(text: str, width: int) -> str:

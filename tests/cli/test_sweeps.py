@@ -40,6 +40,16 @@ def test_runs_of_a_sweep_equal_those_typed_alone_without_the_store(prune, runs, 
             assert (swept / name).read_bytes() == (alone / name).read_bytes()
 
 
+def test_options_of_a_swept_choice_are_those_of_the_job(prune, runs, result):
+    small = ("dataset=synthetic", "protocol.dense=6it", "trainer.threads=1", "trainer.quiet=true")
+    options = (*small, "method.interval=2", "protocol.multiplier=1.5")
+    outcome = prune("-m", "method=set,rigl", *options, tiny=False)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert sorted(result(d)[0]["method"] for d in runs()) == ["rigl", "set"]
+    alone = prune("method=rigl", *options, tiny=False)
+    assert "already done" in alone.out, "the same configuration has one directory"
+
+
 def test_a_failed_job_is_named_and_does_not_stop_the_others(prune, tiny, runs):
     outcome = prune("-m", "sparsity.target=0.8,1.5,0.9")
     assert outcome.code == 2

@@ -97,6 +97,19 @@ MISTAKES = {  # typed -> what the one line must say, in this order
     "schedule=cosine schedule.warmup=2.0": ("prune-run: schedule.warmup=2.0: must be a share",),
     "retrain=llr retrain.warmup=2": ("prune-run: retrain.warmup=2", "must be a share"),
     "sparsity.rate=0.2": ("sparsity.rate=0.2", "set the other to null"),
+    "sparsity.compression=0.5": ("sparsity.compression=0.5: must be 1",),
+    "sparsity.compression=many": ("sparsity.compression=many", "a number"),
+    "sparsity.compression=1000": ("sparsity.compression=1000: must be at most ", "410 of whose"),
+    "sparsity.compression=4 sparsity.target=0.5": (
+        "sparsity.target=0.5 sparsity.compression=4: exactly one",
+        "set the other to null",
+    ),
+    "sparsity.compression=4 sparsity.rate=0.2": ("sparsity.rate=0.2 sparsity.compression=4: exactly one",),
+    "sparsity.compression=4 sparsity.granularity=neuron": ("sparsity.compression=4", "give sparsity.target"),
+    "protocol=oracle sparsity.compression=4 sparsity.rate=0.2": (
+        "sparsity.rate=0.2 sparsity.compression=4: exactly one",
+    ),
+    "protocol=oracle sparsity.compression=1000": ("sparsity.compression=1000: must be at most",),
     "sparsity.granularity=filter": ("sparsity.granularity=filter", "weight or neuron"),
     "protocol.keep=best dataset.validation=0": ("protocol.keep=best", "dataset.validation=0.1"),
     "model=lenet5": ("model=lenet5", "28x28", "8x8", "dataset.size=28"),
@@ -130,6 +143,12 @@ def test_an_override_that_the_method_does_not_read_is_refused(prune, tmp_path):
     assert outcome.code == 2
     assert "sparsity.rounds=5: nothing in this run reads 'sparsity.rounds'" in outcome.line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compression_without_a_pruning_event_is_refused(prune):
+    outcome = prune("method=dense", "dataset=synthetic", "sparsity.compression=2", tiny=False)
+    assert outcome.code == 2
+    assert "sparsity.compression=2: nothing in this run reads 'sparsity.compression'" in outcome.line
 
 
 def test_an_option_of_another_protocol_is_answered_with_those_of_this_one(prune):

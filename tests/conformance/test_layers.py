@@ -28,17 +28,21 @@ BELOW = {
     "journal": {"core"},
     "store": {"core", "journal"},
     "result": {"core", "metrics"},
-    "ledger": {"core"},
+    "ledger": {"core", "metrics"},
+    "during_training": {"core", "lengths", "rounds"},
+    "saved": set(),
+    "export": {"saved"},
     "trackers": {"core", "report"},
     "record": {"core", "journal", "ledger", "metrics", "result", "store"},
     "machine": {"core", "models"},
-    "assembly": {"core", "data", "machine"},
-    "describe": {"core", "machine"},
+    "compression": set(),
+    "assembly": {"compression", "core", "data", "machine"},
+    "describe": {"compression", "core", "machine"},
 }
-TOP = {"cli", "launch", "config", "experiment", "explain", "oracle"}  # may import everything
-KNOW_HYDRA = {"config.py", "launch.py", "explain.py"}
+TOP = {"cli", "launch", "config", "experiment", "explain", "oracle", "sweep"}  # may import everything
+KNOW_HYDRA = {"config.py", "launch.py", "explain.py", "sweep.py"}
 HEAVY = {"torchvision", "timm", "matplotlib", "torch_pruning", "sklearn", "scipy", "pandas"}
-HEAVY |= {"tensorboard", "wandb", "mlflow"}
+HEAVY |= {"tensorboard", "wandb", "mlflow", "onnx", "onnxscript", "onnxruntime"}
 
 
 def imports(path: Path, *, everywhere: bool) -> set[str]:

@@ -44,7 +44,9 @@ def test_pruned_weights_and_their_optimizer_state_are_0_after_every_step(case, o
     seen = watch.MaskWatch()
     fit(parts.plan, parts.run, parts.method, parts.make_optimizer, seen)
     assert seen.steps > 20
+    assert seen.not_applied == []
     if parts.method.hard_masks:
+        assert parts.run.zeros_hold
         assert seen.not_zero == []
         asks = any(p.sparsity is not None for p in parts.plan) or type(parts.method).step is not Method.step
         assert seen.most_pruned > 0.5 or not asks
@@ -60,6 +62,22 @@ def test_the_adversarial_optimizer_revives_weights_that_nobody_masks():
     assert any("drift" in found for found in seen.not_zero)
 
 
+def test_weights_that_leave_0_under_masks_that_are_said_to_hold_are_noticed():
+    case = next(c for c in kit.cases() if c.method == "dpf")
+    parts = kit.assemble(kit.tiny(case, "lenet300"), optimizer=OPTIMIZERS["sgd"])
+    step = parts.method.step
+
+    def careless(run):
+        step(run)
+        with torch.no_grad():
+            next(run.model.parameters()).add_(1e-3)
+
+    parts.method.step = careless
+    seen = watch.MaskWatch()
+    fit(parts.plan, parts.run, parts.method, parts.make_optimizer, seen)
+    assert seen.not_applied
+
+
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
 def test_every_pruning_event_keeps_exactly_what_was_asked(traced, case, network):
     whole = traced(case, network)
@@ -71,12 +89,25 @@ def test_every_pruning_event_keeps_exactly_what_was_asked(traced, case, network)
 
 
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
+def test_a_phase_that_prunes_while_it_trains_ends_with_exactly_what_was_asked(traced, case, network):
+    whole = traced(case, network)
+    for phase in whole.parts.plan:
+        if phase.within and phase.reach is not None and not phase.nearly:
+            masks = whole.seen.ends[phase.name]
+            kept = sum(int(m.sum()) for m in masks.values())
+            assert kept == round((1 - phase.reach) * sum(m.numel() for m in masks.values()))
+
+
+@pytest.mark.parametrize("network", ["wrn", "lenet300"])
 def test_masks_only_shrink_unless_the_method_says_that_weights_revive(traced, case, network):
     whole = traced(case, network)
-    if whole.parts.method.revives:
-        assert whole.seen.revived > 0
-    else:
+    if not whole.parts.method.revives:
         assert whole.seen.revived == 0
+    elif any(p.within and p.reach is None for p in whole.parts.plan):
+        # the masks are an outcome: nobody brings weights back, in one of the networks they come by themselves
+        assert sum(traced(case, n).seen.revived for n in ("wrn", "lenet300")) > 0
+    else:
+        assert whole.seen.revived > 0
 
 
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
@@ -133,9 +164,7 @@ FAMILIES = {
     "lenet300": (("model=lenet300",), ("neuron",)),
     "conv4": (("model=conv4",), STRUCTURED),
     "dropnet_a": (("model=dropnet_a",), ("neuron",)),
-    "dropnet_c": (("model=dropnet_c",), STRUCTURED),
-    "dropnet_vgg19": (("model=dropnet_vgg19",), STRUCTURED),
-    "dropnet_resnet18": (("model=dropnet_resnet18",), STRUCTURED),
+    "dropnet_c": (("model=dropnet_c", "dataset.size=32"), STRUCTURED),
     "vgg11_bn": (("model=vgg11_bn", "dataset.size=32"), STRUCTURED),
     "resnet8-A": (("model=resnet20", "model.depth=8"), STRUCTURED),
     "resnet8-B": (("model=resnet20", "model.depth=8", "model.option=B"), STRUCTURED),

@@ -37,13 +37,19 @@ class MaskWatch(Sink):
 
     def __init__(self) -> None:
         self.not_zero: list[str] = []
+        self.not_applied: list[str] = []  # values where masks prune that are new, or are said to hold
+        self.masks = None
         self.steps = 0
         self.most_pruned = 0.0
 
     def after_step(self, run, method, phase, loss):
         self.steps += 1
         self.most_pruned = max(self.most_pruned, run.masks.sparsity)
-        self.not_zero += not_zero(run)
+        found = not_zero(run)
+        self.not_zero += found
+        if run.masks is not self.masks or run.zeros_hold:
+            self.not_applied += [f for f in found if ": value of" in f]
+        self.masks = run.masks
 
 
 @dataclass
@@ -64,6 +70,7 @@ class Witness(Recorder):
     def begin(self, run, method, make_optimizer):
         super().begin(run, method, make_optimizer)
         self.events: list[Event] = []
+        self.ends: dict[str, dict] = {}  # phase -> the masks at its end
         self.steps = self.revived = 0
         self.states: dict[int, dict] = {}  # total -> the method's state at a crash
         self.batches: list[tuple] = []
@@ -91,6 +98,10 @@ class Witness(Recorder):
             Event(phase, *(counted or (run.masks.kept, run.masks.total)), clone(dict(run.masks)))
         )
         self._look(run)
+
+    def phase_end(self, run, method, phase):
+        super().phase_end(run, method, phase)
+        self.ends[phase.name] = clone(dict(run.masks))
 
     def settled(self, run, method, phase):
         super().settled(run, method, phase)
@@ -124,6 +135,8 @@ class Trace:
 def crash_points(parts: Parts) -> list[int]:
     """Steps done at a crash: early, soon after the first pruning event, right after the last, and late.
 
+    Where masks change within a phase, also before, between and after its updates, every 4 or 5 steps.
+
     Checkpoints are written every 5 steps and at phase ends: the second crash hits one, others lie between.
     """
     start, events = 0, []
@@ -133,7 +146,8 @@ def crash_points(parts: Parts) -> list[int]:
         start += 8 if callable(phase.length) else phase.steps(parts.run)
     first, last = (events[0], events[-1]) if events else (start // 2, start // 2)
     late = 3 * start // 4
-    return sorted({7, 5 * (first // 5 + 1), last + 1 + (last == 0) * 10, late + (late % 5 == 0)})
+    updates = {6, 16, 21, 22} if any(p.within for p in parts.plan) else set()  # around updates of masks
+    return sorted({7, 5 * (first // 5 + 1), last + 1 + (last == 0) * 10, late + (late % 5 == 0), *updates})
 
 
 class Traces:

@@ -8,8 +8,12 @@ import torch
 from prunebench.core.allocation import by_rates, er, erk, lamp_scores, spread, uniform, uniform_plus
 from prunebench.core.masks import Masks
 from prunebench.core.selection import layer_counts, select
+from prunebench.core.units import prunable_names
+from prunebench.launch import instantiate
+from prunebench.metrics.cost import count_macs
 from prunebench.models.conv import Conv
 from prunebench.models.lenet import LeNet300
+from tests.conformance import kit
 
 torch.set_num_threads(1)
 
@@ -66,6 +70,93 @@ def test_uniform_plus_refuses_what_it_cannot_reach():
 )
 def test_erk_sparsities_are_those_of_the_rigl_card(sparsity, expected):
     assert list(erk(RIGL, as_in_the_code(RIGL, sparsity)).values()) == pytest.approx(expected, abs=1e-6)
+
+
+def network(name, *options):
+    """Shapes and forward MACs of the prunable layers of a model, as `prune-run` builds it."""
+    size, classes = (224, 1000) if name == "resnet50" else (32, 10)
+    data = (f"dataset.size={size}", f"dataset.num_classes={classes}", "dataset.channels=3")
+    cfg = kit.plain_of((f"model={name}", "dataset=synthetic", *data, *options))
+    with torch.device("meta"):
+        model = instantiate(cfg["model"], in_channels=3, num_classes=classes, image_size=size)
+    names = prunable_names(model)
+    macs = count_macs(model, (3, size, size))
+    return {n: tuple(p.shape) for n, p in model.named_parameters() if n in names}, macs
+
+
+def ratio(shapes, macs, sparsities):
+    """f_S / f_D: kept over all MACs."""
+    return sum(macs[n] * (1 - sparsities[n]) for n in shapes) / sum(macs[n] for n in shapes)
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    return network("resnet50")
+
+
+def first_dense(shapes, sparsity):
+    """The uniform allocation of the RigL paper: all but the first layer."""
+    return uniform(shapes, sparsity) | {next(iter(shapes)): 0.0}
+
+
+def test_erk_of_resnet50_is_that_of_the_rigl_card(resnet50):
+    shapes, _ = resnet50
+    assert (len(shapes), sum(sizes(shapes).values())) == (54, 25_502_912)
+    nine = erk(shapes, 0.9)
+    assert [n for n, s in nine.items() if s == 0] == [list(shapes)[1]]  # the first 1x1 of block 1
+    first, second, *_ = (nine[n] for n in list(shapes)[:1] + list(shapes)[2:3])
+    assert (first, second) == pytest.approx((0.5800, 0.8227), abs=5e-5)
+    assert nine[list(shapes)[-1]] == pytest.approx(0.9274, abs=5e-5)
+    wide = [nine[n] for n, s in shapes.items() if s == (512, 512, 3, 3)]
+    assert wide == pytest.approx([0.9787] * len(wide), abs=5e-5)
+    eight = erk(shapes, 0.8)
+    dense = [shapes[n] for n, s in eight.items() if s == 0]
+    assert len(dense) == 8 and all(64 in s and s[2:] == (1, 1) for s in dense[:7])
+    assert eight[next(iter(shapes))] == pytest.approx(0.1428, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [(erk, [0.414, 0.242, 0.122, 0.085, 0.024]), (first_dense, [0.223, 0.126, 0.077, 0.063, 0.039])],
+)
+def test_macs_of_resnet50_by_sparsity_are_those_of_the_rigl_card(resnet50, rule, expected):
+    shapes, macs = resnet50
+    assert 2 * sum(macs.values()) == pytest.approx(8.178e9, rel=1e-3)
+    found = [ratio(shapes, macs, rule(shapes, s)) for s in (0.8, 0.9, 0.95, 0.965, 0.99)]
+    assert found == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [(first_dense, 0.226), (erk, 0.416)])
+def test_the_training_cost_of_rigl_on_resnet50_is_that_of_the_card(resnet50, rule, expected):
+    shapes, macs = resnet50
+    sparse = ratio(shapes, macs, rule(shapes, 0.8))
+    mean = (3 * sparse * 100 + 2 * sparse + 1) / 101 / 3
+    assert mean == pytest.approx(expected, abs=6e-4)
+    assert 5 * mean == pytest.approx({0.226: 1.13, 0.416: 2.08}[expected], abs=6e-3)
+
+
+def test_erk_of_wrn_22_2_is_that_of_the_rigl_card():
+    shapes, macs = network("wrn", "model.depth=22", "model.width=2")
+    assert sum(sizes(shapes).values()) == 1_076_912
+    dense = [shapes[n] for n, s in erk(shapes, 0.8).items() if s == 0]
+    assert sorted(dense) == sorted(
+        [(16, 3, 3, 3), (32, 16, 1, 1), (64, 32, 1, 1), (128, 64, 1, 1), (10, 128)]
+    )
+    found = [ratio(shapes, macs, rule(shapes, s)) for s in (0.8, 0.9) for rule in (erk, first_dense)]
+    assert found == pytest.approx([0.352, 0.202, 0.174, 0.103], abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "cost", "first", "block"), [(0.9, 0.1857, 0, 0.3026), (0.95, 0.0908, 0.4826, 0.1475)]
+)
+def test_erk_of_resnet20_is_that_of_the_metrics_card(sparsity, cost, first, block):
+    shapes, macs = network("resnet20")
+    found = erk(shapes, sparsity)
+    names = list(shapes)
+    assert found[names[-1]] == 0
+    assert found[names[0]] == pytest.approx(first, abs=5e-5)
+    assert 1 - found[names[1]] == pytest.approx(block, abs=5e-5)
+    assert ratio(shapes, macs, found) == pytest.approx(cost, abs=5e-5)
 
 
 def test_lamp_scores_are_those_of_the_card():

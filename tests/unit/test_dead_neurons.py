@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from prunebench.core.feeds import Feed
 from prunebench.core.method import Method
-from prunebench.metrics.dead_neurons import DeadNeurons, Feed, trace_feeds
+from prunebench.metrics.dead_neurons import DeadNeurons, trace_feeds
 from prunebench.models.resnet import ResNet
 from prunebench.models.vit import ViT
 from prunebench.models.wrn import WRN

@@ -2,16 +2,22 @@
 
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
 from prunebench.assembly import keep_optimizer
 from prunebench.core.graph import GraphedStep
 from prunebench.core.loop import Sink, fit
+from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
 from prunebench.criteria.magnitude import magnitude
+from prunebench.methods.gmp import GMP
 from prunebench.methods.pruner import Pruner
+from prunebench.methods.rigl import RigL
+from prunebench.methods.set import SET
+from prunebench.methods.snfs import SNFS
 
 
 class Batches:
@@ -28,7 +34,7 @@ class Batches:
         return self.x[start : start + 5], self.y[start : start + 5]
 
 
-def train(graphed):
+def train(graphed, method=None):
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 3)
@@ -44,7 +50,9 @@ def train(graphed):
         Phase(f"phase-{i}", "7it", lambda p: 1 - p.step / p.steps, sparsity=s)
         for i, s in enumerate((None, 0.5, 0.7, 0.8))
     ]
-    fit(plan, run, Pruner(magnitude), make, Sink())
+    if method is not None:  # masks change within one phase
+        plan = method.plan([Phase("train", "28it", lambda p: 1.0, within=True, reach=0.6)])
+    fit(plan, run, method or Pruner(magnitude), make, Sink())
     return run
 
 
@@ -59,9 +67,36 @@ def _sgd(run, method):
 
 def test_graphed_training_equals_ordinary_training_bit_for_bit():
     ordinary, graphed = train(False), train(True)
+    assert_equal(ordinary, graphed)
+
+
+def assert_equal(ordinary, graphed):
     for name, value in ordinary.model.state_dict().items():
         assert torch.equal(value, graphed.model.state_dict()[name]), name
     assert all(torch.equal(m, graphed.masks[n]) for n, m in ordinary.masks.items())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(RigL, interval=4, anneal="constant", update_replaces_step=True),
+        partial(RigL, interval=4, anneal="constant", update_replaces_step=False, batches=2),
+        partial(SET, interval=4, anneal="constant", update_replaces_step=False),
+        partial(GMP, interval=4, allocation="uniform"),
+    ],
+    ids=["RigL", "RigL, two batches", "SET", "GMP"],
+)
+def test_steps_between_updates_are_replayed_and_updates_are_not(make):
+    """The graph reads masks that change in place; one more capture where a layer gets its first zeros."""
+    ordinary, graphed = train(False, make()), train(True, make())
+    assert_equal(ordinary, graphed)
+    assert graphed.graphed_step.captures == (2 if make.func is GMP else 1)
+    assert graphed.clock.total == 28
+
+
+def test_methods_whose_every_step_is_their_own_are_refused_a_graph():
+    assert SNFS.changes_step is Method.changes_step
+    assert all(m.changes_step is not Method.changes_step for m in (RigL, SET, GMP))
 
 
 def test_masks_of_later_rounds_need_no_new_capture():

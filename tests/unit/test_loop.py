@@ -296,6 +296,12 @@ def test_patience_ends_a_phase_when_validation_has_not_risen_for_so_long():
     assert ("settled", 5, True) in script.told
 
 
+def test_the_lowest_loss_is_the_best_however_large():
+    run, script = make_run(), Script([-9.0, -4.0, -5.0])  # minus the loss: higher = better
+    fit([Phase("dense", "3it", one, keep="best", monitor="loss")], run, Method(), make_optimizer, script)
+    assert same(copy(run), script.networks[1])
+
+
 def test_without_measurements_patience_waits():
     run, script = make_run(), Script()
     fit([Phase("dense", "6it", one, patience="1it")], run, Method(), make_optimizer, script)

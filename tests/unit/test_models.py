@@ -11,9 +11,10 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from prunebench.core.units import PrunableModel, compact, prunable_names
+from prunebench.core.compact import compact
+from prunebench.core.units import PrunableModel, prunable_names
 from prunebench.models.conv import Conv
-from prunebench.models.dropnet import DropNetResNet, DropNetVGG, Plain
+from prunebench.models.dropnet import DropNetModel
 from prunebench.models.layers import PointwiseConv2d, has_unsafe_strided_1x1
 from prunebench.models.lenet import LeNet5, LeNet300
 from prunebench.models.resnet import PadShortcut, ResNet, resnet, resnet_cifar
@@ -39,6 +40,9 @@ COUNTS = [
     (Conv, {"depth": 2} | CIFAR, 4_301_642, 4_300_992),
     (Conv, {"depth": 4} | CIFAR, 2_425_930, 2_425_024),
     (Conv, {"depth": 6} | CIFAR, 2_262_602, 2_261_184),
+    (DropNetModel, {"variant": "A"} | MNIST, 33_450, 33_360),
+    (DropNetModel, {"variant": "B"} | MNIST, 68_938, 68_800),
+    (DropNetModel, {"variant": "C"} | CIFAR, 394_058, 393_408),
     (resnet_cifar, {"depth": 20} | CIFAR, 269_722, 268_336),
     (resnet_cifar, {"depth": 32} | CIFAR, 464_154, 461_872),
     (resnet_cifar, {"depth": 56} | CIFAR, 853_018, 848_944),
@@ -75,12 +79,6 @@ COUNTS = [
     (WRN, {"depth": 28, "width": 2} | CIFAR, 1_467_610, 1_463_984),
     (WRN, {"depth": 28, "width": 8} | CIFAR, 23_354_842, 23_340_464),
     (WRN, {"depth": 22, "width": 8} | CIFAR, 17_158_106, 17_147_312),
-    (Plain, {"variant": "A"} | MNIST, 33_450, 33_360),
-    (Plain, {"variant": "A", "widths": {"fc1": 20}} | MNIST, 16_950, 16_880),
-    (Plain, {"variant": "B"} | MNIST, 68_938, 68_800),
-    (Plain, {"variant": "C"} | CIFAR, 394_058, 393_408),
-    (DropNetResNet, CIFAR, 12_545_418, 12_540_608),
-    (DropNetVGG, CIFAR, 20_161_226, 20_152_512),
     (ViT, CIFAR, 5_362_762, 5_319_552),
     (ViT, {"depth": 9, "heads": 12, "mlp_ratio": 2.0} | CIFAR, 2_697_610, 2_665_344),
     (ViT, {"patch": 16} | IMAGENET, 5_717_416, 5_647_872),
@@ -121,11 +119,9 @@ SMALL = {
     "lenet5_lecun": (LeNet5, {"variant": "lecun"}),
     "conv4": (Conv, {"depth": 4}),
     "conv6": (Conv, {"depth": 6}),
-    "dropnet_a": (Plain, {"variant": "A"}),
-    "dropnet_b": (Plain, {"variant": "B"}),
-    "dropnet_c": (Plain, {"variant": "C"}),
-    "dropnet_resnet18": (DropNetResNet, {}),
-    "dropnet_vgg19": (DropNetVGG, {}),
+    "dropnet_a": (DropNetModel, {"variant": "A"}),
+    "dropnet_b": (DropNetModel, {"variant": "B"}),
+    "dropnet_c": (DropNetModel, {"variant": "C"}),
     "resnet20": (resnet_cifar, {"depth": 20}),
     "resnet20_b": (resnet_cifar, {"depth": 20, "option": "B"}),
     "resnet18": (resnet, {"depth": 18, "widths": {f"layer{i}": 6 + i for i in (1, 2, 3, 4)}}),
@@ -312,6 +308,14 @@ def test_vit_equals_timm_with_its_weights():
         torch.testing.assert_close(
             ours(x), theirs(x), rtol=1e-5, atol=1e-5
         )  # one matrix product against three
+
+
+def test_dropnet_models_start_from_glorot_uniform():
+    torch.manual_seed(0)
+    model = DropNetModel("C", **CIFAR)
+    limit = (6 / (64 * 9 + 128 * 9)) ** 0.5
+    assert 0.99 * limit < float(model.conv3.weight.detach().abs().max()) <= limit
+    assert int(torch.count_nonzero(model.conv3.bias)) == 0
 
 
 def test_option_a_pads_both_sides_of_the_channels():

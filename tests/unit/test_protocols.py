@@ -42,6 +42,7 @@ def test_one_shot_is_iterative_with_one_round():
         "rewind_to": "3ep",
         "keep": "best",
         "patience": "5ep",
+        "monitor": "loss",
         "control": "random_even",
     }
     assert one_shot(**options) == iterative(rounds=1, **options)
@@ -141,9 +142,9 @@ def test_control_changes_the_last_round_only(control, shuffle):
     assert controlled[-1] == replace(plan[-1], weights="random", uncontrolled="init", shuffle=shuffle)
 
 
-def test_keep_and_patience_hold_for_every_phase():
-    plan = iterative(keep="best", patience="5ep")
-    assert {(phase.keep, phase.patience) for phase in plan} == {("best", "5ep")}
+def test_keep_patience_and_monitor_hold_for_every_phase():
+    plan = iterative(keep="best", patience="5ep", monitor="loss")
+    assert {(phase.keep, phase.patience, phase.monitor) for phase in plan} == {("best", "5ep", "loss")}
 
 
 FORM = "must be a number with its unit, such as 160ep (epochs) or 2000it (steps)"
@@ -234,6 +235,11 @@ FORM = "must be a number with its unit, such as 160ep (epochs) or 2000it (steps)
         ({"retrain": None, "budget": "-1ep"}, f"protocol.budget=-1ep: {FORM}"),
         ({"rewind_to": "2.5it"}, "protocol.rewind_to=2.5it: a number of steps must be whole"),
         ({"patience": "soon"}, f"protocol.patience=soon: {FORM}"),
+        (
+            {"monitor": "loss"},
+            "protocol.monitor=loss: has no effect without protocol.patience or protocol.keep=best; set one",
+        ),
+        ({"monitor": "error"}, "protocol.monitor=error: must be one of top1, loss"),
         ({"patience": "0ep"}, "protocol.patience=0ep: must be longer than 0; null for no early end"),
     ],
 )

@@ -7,8 +7,9 @@ import statistics
 import pytest
 
 from prunebench.report import diagnostics
-from prunebench.report.diagnostics import constant, layer_maps, lines, read_metrics, readings
+from prunebench.report.diagnostics import constant, lines, read_metrics, readings
 from prunebench.report.group import labels
+from prunebench.report.layers import LayerMap, layer_maps
 from prunebench.report.metric_pictures import diagnostics_png, layers_png
 from prunebench.report.read import load
 from tests.unit.test_report import PNG, a_round, put, refused, rounds_to, run
@@ -197,9 +198,10 @@ def test_labels_sparsities_and_models_have_maps_of_their_own(tmp_path):
     ]
 
 
-def test_layers_are_drawn_on_request(tmp_path, capsys):
+def test_layers_are_printed_and_drawn_on_request(tmp_path, capsys):
     layered(tmp_path, "a", 1.0)
     _, out, _ = run(capsys, tmp_path, "--layers", "distance.norm")
+    assert ["fc", "10", "11", "-"] in [line.split() for line in out.splitlines()]
     assert str(tmp_path / "layers.png") in out
     assert (tmp_path / "layers.png").read_bytes().startswith(PNG)
 
@@ -212,7 +214,6 @@ def test_a_layer_number_that_does_not_exist_is_refused_with_the_close_ones(tmp_p
     assert "did you mean distance.norm" in message
     assert "(there are: distance.norm, distance.size)" in message
     assert "no run measured it" in refused(capsys, tmp_path, "--layers", "distance.far")
-    assert "no effect with --no-plot" in refused(capsys, tmp_path, "--layers", "distance.norm", "--no-plot")
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -223,7 +224,7 @@ def test_pictures_bear_one_point_many_labels_and_unknown_cells(tmp_path):
     names = [f"label{i}" for i in range(25)]
     diagnostics_png(numbers, names, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
-    empty = diagnostics.LayerMap("t", [f"layer{i}" * 6 for i in range(90)], [1.0], [[None]] * 90)
+    empty = LayerMap("t", [f"layer{i}" * 6 for i in range(90)], [1.0], [[None]] * 90)
     layers_png([empty], "m.n", tmp_path / "b.png")
     assert (tmp_path / "b.png").read_bytes().startswith(PNG)
 

@@ -11,6 +11,7 @@ from prunebench.report import configuration
 from prunebench.report.configuration import canonical, matters, read_configuration
 from prunebench.report.group import labels, repeated, summarise
 from prunebench.report.read import load
+from prunebench.report.table import Column, table
 from tests.unit.test_report import put, rounds_to, run
 
 
@@ -246,3 +247,14 @@ def test_one_value_has_one_text():
     assert {canonical(v) for v in (2, 2.0, "2", "2.0")} == {"2"}
     assert canonical("None") != canonical(None) == canonical("null") == "null"
     assert canonical("'40ep'") == canonical("40ep") == "40ep"
+
+
+def test_labels_that_would_look_the_same_go_on_in_lines_of_their_own():
+    columns = [Column("name", "name", text=True), Column("n", "n")]
+    rows = [{"name": f"lth with many options share={share} and more of them", "n": 3} for share in (1, 2)]
+    lines = table(columns, rows, width=34)
+    assert max(map(len, lines)) <= 34
+    told = " ".join(" ".join(line.removesuffix(" 3").split()) for line in lines[2:])
+    for row in rows:
+        assert f"share{row['name'].split('share')[1]}" in told
+    assert ".." not in told

@@ -57,6 +57,18 @@ def test_a_number_stands_under_a_label_with_its_settings(tmp_path, capsys):
     assert "| published [2] | - | - | 91.01 |" in (tmp_path / "remaining.md").read_text()
 
 
+def test_the_difference_to_a_published_number_stands_below_it(tmp_path, capsys):
+    for seed in (0, 1):
+        a_run(tmp_path, f"{seed}", seed=seed)
+    _, out, _ = run(capsys, tmp_path, "--no-plot", "--remaining", "100,32.8,10.7")
+    lines = [line.split() for line in out.splitlines()]
+    ours = next(line for line in lines if line[:1] == ["lth"])
+    minus = [line for line in lines if line[:2] == ["minus", "published"]]
+    dense = float(ours[1]) - 91.71
+    assert minus[0] == ["minus", "published", "[1]", f"{dense:+.2f}", "-", "-"]
+    assert len(minus) == 2 and minus[1][3:5] == ["-", "-"]
+
+
 @pytest.mark.parametrize(
     ("changed", "value"),
     [

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from prunebench.report.group import labels
-from prunebench.report.rates import learning_rates, lr_png
+from prunebench.report.rates import learning_rates, lr_png, together
 from prunebench.report.read import load
 from tests.unit.test_report import PNG, a_round, put, refused, rounds_to, run
 
@@ -96,3 +96,23 @@ def test_a_damaged_line_is_refused_where_it_matters(tmp_path, capsys, damage):
         assert f"--lr: {directory}: metrics.jsonl: line 1" in refused(capsys, tmp_path, "--lr")
     else:
         assert run(capsys, tmp_path, "--lr")[0] == 0
+
+
+def test_sparsity_jumps_where_a_phase_prunes_and_slopes_where_masks_change_in_training(tmp_path):
+    directory = trained(tmp_path, "a", PRO)
+    event = {"kind": "prune", "phase": "round-01", "sparsity": 0.3, "total": 40}
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    (rates,) = found(tmp_path)
+    assert rates.sparsity[-4:] == [(4, 0.0), (4, 0.3), (5, 0.5), (6, 0.5)]
+    assert rates.starts[-1] == (4, 0.7)
+    corners = [x for x, _ in rates.sparsity]
+    assert corners == sorted(corners)
+
+
+def test_what_is_alike_is_drawn_once_under_all_names(tmp_path):
+    trained(tmp_path, "a", PRO)
+    trained(tmp_path, "b", PRO, method="lth")
+    trained(tmp_path, "c", [*PRO[:2], ("round-01", 0.5, [0.5, 0.5])], method="other")
+    titles = [rates.title for rates in together(found(tmp_path))]
+    assert titles == ["imp, seed 0; lth, seed 0", "other, seed 0"]

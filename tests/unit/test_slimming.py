@@ -1,79 +1,81 @@
-"""Network slimming: the penalty's subgradient, when it acts, and what goes."""
+"""Network slimming: the penalty, when it is on, and what it refuses."""
+
+import re
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
 
-from prunebench.core.loop import Sink, fit
-from prunebench.core.phase import Phase
-from prunebench.core.units import alive_channels, model_units
 from prunebench.criteria.channels import bn_scale
 from prunebench.methods.slimming import Slimming
 from tests.conformance import kit
-from tests.unit.toy_nets import small_run, toy_run
+from tests.unit.toy_nets import small_run
 
 torch.set_num_threads(1)
 
-
-def test_the_penalty_adds_exactly_its_sign_to_the_gradient_of_every_scale():
-    run, method = small_run(), Slimming(bn_scale, penalty=0.5)
-    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1)
-    scale = run.model.bn.weight
-    with torch.no_grad():
-        scale.copy_(torch.tensor([2.0, -1.0, 0.0]))
-    for p in run.model.parameters():
-        p.grad = torch.full_like(p, 0.25)
-    method.step(run)
-    torch.testing.assert_close(scale.grad, torch.tensor([0.75, -0.25, 0.25]).double(), rtol=0, atol=0)
-    torch.testing.assert_close(scale.detach(), torch.tensor([1.925, -0.975, -0.025]).double())
-    others = [p for n, p in run.model.named_parameters() if n != "bn.weight"]
-    assert all(bool((p.grad == 0.25).all()) for p in others)
+SCORE = partial(bn_scale, granularity="filter")
 
 
-@pytest.mark.parametrize(("during", "acts"), [("dense", False), ("always", True)])
-def test_after_the_first_pruning_the_penalty_acts_only_if_asked(during, acts):
-    run, method = small_run(), Slimming(bn_scale, during=during)
-    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1)
-    run.clock.cycle = 1
-    for p in run.model.parameters():
-        p.grad = torch.zeros_like(p)
-    method.step(run)
-    assert bool(run.model.bn.weight.grad.any()) == acts
+def gradient_of_scale(method, run):
+    logits = run.model(run.data.x)
+    return torch.autograd.grad(method.loss(run, logits, run.data.y), run.model.bn.weight)[0]
 
 
-def test_channels_of_the_smallest_scales_go_with_their_shift_over_all_layers():
-    overrides = kit.tiny(kit.Case("slimming"), "wrn")
-    parts = kit.assemble(overrides)
-    run = parts.run
-    units = model_units(run.model, "filter", run.masks)
-    with torch.no_grad():
-        for m in run.model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.weight.uniform_(0.1, 1)
-    scores = torch.cat(list(bn_scale(run, units).values()))
-    parts.method.prune(run, 0.3)
-    alive = torch.cat(list(alive_channels(run.masks, units).values()))
-    assert int(alive.sum()) == round(0.7 * len(alive))
-    assert float(scores[~alive].max()) < float(scores[alive].min())
-    assert set(run.masks.tied) >= {"layer1.0.bn2.weight", "layer1.0.bn2.bias"}
+def test_the_penalty_adds_strength_times_the_sign_to_the_gradient_of_each_scale():
+    run, method = small_run(), Slimming(SCORE, strength=0.25)
+    run.model.eval().bn.weight.data = torch.tensor([2.0, -0.5, 0.0], dtype=torch.float64)
+    plain = torch.autograd.grad(F.cross_entropy(run.model(run.data.x), run.data.y), run.model.bn.weight)[0]
+    wanted = torch.tensor([0.25, -0.25, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(gradient_of_scale(method, run) - plain, wanted)
+    loss = method.loss(run, run.model(run.data.x), run.data.y)
+    plain_loss = F.cross_entropy(run.model(run.data.x), run.data.y)
+    assert (loss - plain_loss).item() == pytest.approx(0.25 * 2.5)
 
 
-def test_training_under_the_penalty_shrinks_the_scales():
-    sums = []
-    for penalty in (1e-9, 0.5):
-        parts = kit.assemble(kit.tiny(kit.Case("slimming"), "wrn", f"method.penalty={penalty}"))
+@pytest.mark.parametrize(("during", "shares"), [("dense", [1, 0, 0]), ("all", [1, 1, 1])])
+def test_the_penalty_is_on_before_the_first_pruning_event_or_always(during, shares):
+    run, method = small_run(), Slimming(SCORE, strength=0.25, during=during)
+    run.model.eval()
+    plain = torch.autograd.grad(F.cross_entropy(run.model(run.data.x), run.data.y), run.model.bn.weight)[0]
+    seen = []
+    for cycle in range(3):
+        run.clock.cycle = cycle
+        extra = gradient_of_scale(method, run) - plain
+        seen.append(float(extra.abs().max()) / 0.25)
+    assert seen == pytest.approx(shares)
+
+
+def test_sparse_training_leaves_smaller_scales():
+    def scales(strength):
+        options = ("model=resnet20", "model.depth=8", f"method.strength={strength}", "protocol.dense=30it")
+        parts = kit.assemble(("method=slimming", *kit.TINY, *options))
+        from prunebench.core.loop import Sink, fit
+
         fit(parts.plan[:1], parts.run, parts.method, parts.make_optimizer, Sink())
-        scales = [m.weight for m in parts.run.model.modules() if isinstance(m, nn.BatchNorm2d)]
-        sums.append(sum(float(s.detach().abs().sum()) for s in scales))
-    assert sums[1] < 0.9 * sums[0]
+        params = dict(parts.run.model.named_parameters())
+        return sum(
+            float(params[n].detach().abs().sum()) for n in params if "bn" in n and n.endswith("weight")
+        )
+
+    assert scales(1e-2) < 0.95 * scales(1e-9)
 
 
-def test_what_cannot_work_is_refused():
-    with pytest.raises(ValueError, match=r"method\.penalty=0: must be above 0"):
-        Slimming(bn_scale, penalty=0)
-    with pytest.raises(ValueError, match=r"method\.during=never: must be dense or always"):
-        Slimming(bn_scale, during="never")
-    with pytest.raises(ValueError, match="Toy has no BatchNorm with scales to train; choose a model such as"):
-        Slimming(bn_scale).check(toy_run(), [0.5])
-    with pytest.raises(ValueError, match="this plan prunes before any training; choose protocol=one_shot"):
-        Slimming(bn_scale).plan([Phase("train", "1ep", lambda p: 1.0, sparsity=0.5)])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model=lenet300", "sparsity=neuron"), "method=slimming: LeNet300 has no BatchNorm whose scales"),
+        (("model=conv2",), "method=slimming: Conv has no BatchNorm whose scales could be trained"),
+        (
+            ("model=vgg11_bn", "model.head_layers=2", "sparsity=neuron"),
+            "neurons of classifier.fc1 in VGG have no",
+        ),
+        (("model=wrn", "method.strength=0.0"), "method.strength=0.0: must be above 0"),
+        (("model=wrn", "protocol=at_init"), "method.during=dense: this plan prunes before any training"),
+        (("model=wrn", "sparsity=unstructured"), "criterion=bn_scale: scores whole channels"),
+        (("model=wrn", "sparsity.target=0.999"), "sparsity.min_kept=1: needs"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(overrides, message):
+    with pytest.raises(Exception, match=re.escape(message)):
+        kit.assemble(("method=slimming", *kit.TINY, *overrides))

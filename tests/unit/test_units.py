@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from prunebench.core.compact import compact
 from prunebench.core.masks import Masks
 from prunebench.core.units import (
     PrunableModel,
     Unit,
     alive_channels,
-    compact,
     model_units,
     prunable_names,
     select_units,

@@ -73,9 +73,7 @@ class Images:
     def class_counts(self):
         return torch.bincount(self.y, minlength=2).tolist()
 
-    def scoring(self, generator, *, batches=1, batch_size=None, per_class=None):
-        if batch_size is not None:
-            return [(self.x[:batch_size], self.y[:batch_size])]
+    def scoring(self, generator, *, batches=1, per_class=None):
         self.asked.append({"batches": batches, "per_class": per_class})
         if per_class is None:
             chosen = torch.arange(batches * self.batch_size)

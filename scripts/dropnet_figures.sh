@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# DropNet's metrics on model C: minimum, maximum, random and APoZ, layer by layer (layer/) and over all
+# layers (global/), at twelve levels, the form of figure 9 of arXiv 2207.06646; and new initial weights in the
+# place of the old ones at one level. The columns of the first table are shares of weights, the rounds of the
+# second are named by the share of filters that is gone. Runs that never begin to learn are in the means, as in
+# the paper; report.csv has every run.
+set -euo pipefail
+source "$(dirname "$0")/scale.sh"
+
+case $scale in
+  smoke)
+    data=(dataset=digits "dataset.mean=[0.0]" "dataset.std=[1.0]" trainer.threads=1)
+    setting=(protocol.dense=4ep sparsity.rounds=2 sparsity.rate=0.5 "model.widths={fc1: 32}" seed=0)
+    level=2
+    ;;
+  small)
+    data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=6250 dataset.validation=0.2)
+    setting=(protocol.dense=20ep trainer.threads=1 seed=0,1,2)
+    setting+=("model.widths={conv1: 32, conv2: 32, conv3: 64, conv4: 64, fc1: 128}") # half as wide
+    level=6
+    ;;
+  paper)
+    data=(${DATA:-dataset=cifar10})
+    setting=(seed=0,1,2,3,4,5,6,7,8,9,10,11,12,13,14)
+    level=6
+    ;;
+esac
+common=(experiment=dropnet_c "${setting[@]}" "trainer.store=$out/.shared")
+
+for allocation in uniform global; do
+  folder=$([ $allocation = uniform ] && echo layer || echo global)
+  metrics=("${common[@]}" "sparsity.allocation=$allocation")
+  out="$out/$folder" run "${metrics[@]}" criterion.drop=minimum,maximum
+  out="$out/$folder" run "${metrics[@]}" criterion=random_channels,apoz
+done
+out="$out/layer" run "${common[@]}" protocol.control=reinit "sparsity.rounds=$level"
+prune-report "$out/layer" --remaining all
+prune-report "$out/global" --rounds
