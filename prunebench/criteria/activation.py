@@ -36,7 +36,8 @@ def mean_activation(
     metric minimum or, with drop=maximum, maximum; with uniform minimum_layer and maximum_layer. Differs: the
     authors' code averages a map before it takes the absolute value, which is the same behind a ReLU; there
     every convolution of a residual network is scored by itself, here a stream as a whole, by the mean over
-    its blocks.
+    its blocks. Where a model says that a BatchNorm behind the ReLU gives the activation (`activation_of`, the
+    paper's VGG-19), that is scored.
 
     Args:
       granularity: what is pruned, filter or neuron.
@@ -51,7 +52,8 @@ def mean_activation(
       ValueError: if an option is out of range, there are too few images, or a unit has no activation.
     """
     check_mean_activation(run, granularity=granularity, drop=drop, batches=batches)
-    means = _means(run, granularity, "mean_activation", batches, lambda a: _per_position(a.abs()))
+    measure, behind = lambda a: _per_position(a.abs()), getattr(run.model, "activation_of", {})
+    means = _means(run, granularity, "mean_activation", batches, measure, behind)
     return {n: -m for n, m in means.items()} if drop == "maximum" else means
 
 
@@ -168,11 +170,22 @@ def _images(run: Run, batches: int | None) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _means(
-    run: Run, granularity: str, criterion: str, batches: int | None, measure: Measure
+    run: Run,
+    granularity: str,
+    criterion: str,
+    batches: int | None,
+    measure: Measure,
+    behind: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """Unit name -> mean of the measure over images, and over the activations of the unit."""
+    """Unit name -> mean of the measure over images, and over the activations of the unit.
+
+    Args:
+      behind: nonlinearity -> the module behind it whose output is measured in its place.
+    """
     units = channel_units(run, granularity, criterion)
     feeds, of_units = activations(run, units)
+    seen = {name: (behind or {}).get(name, name) for name in rectifiers(run.model)}
+    modules = {name: run.model.get_submodule(module) for name, module in seen.items()}
     totals: dict[Call, Tensor] = {}
 
     def add(call: Call, output: Tensor) -> None:
@@ -181,7 +194,7 @@ def _means(
             totals[call] = totals[call] + total if call in totals else total
 
     count, calls = 0, Calls(add)
-    with network(run, "eval") as forward, hooked(rectifiers(run.model), calls), torch.no_grad():
+    with network(run, "eval") as forward, hooked(modules, calls), torch.no_grad():
         for x, _ in _images(run, batches):
             calls.begin()
             forward({}, x)

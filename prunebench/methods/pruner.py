@@ -231,8 +231,10 @@ class Pruner(Method):
         return run.model if alive is None else compact(run.model, alive)
 
     def _allocation(self, run: Run) -> Any:
-        """The allocation with patterns resolved to this network's layers."""
+        """The allocation with patterns resolved to this network's layers, or to its units."""
         names = list(run.masks)
+        if self.granularity in ("filter", "neuron"):
+            names = [u.name for u in model_units(run.model, self.granularity, run.masks)]
         if self.allocation == "rates":
             return partial(by_rates, rates=resolve_layers("layer_rates", self.layer_rates, names, run.model))
         if isinstance(self.allocation, Mapping):

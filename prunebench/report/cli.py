@@ -112,7 +112,8 @@ def parts(
         out = [ends(dear, names, metric, **drawn, **compared)]
     else:
         out = [ends(dear, names, metric, **drawn, width=width)]
-        out.append(shares(runs, names, metric, asked=options.remaining, merged=merged, **compared))
+        compared |= {"asked": options.remaining, "channels": options.channels}
+        out.append(shares(runs, names, metric, merged=merged, **compared))
     out += [pareto_front(dear, names, metric, over=over, width=width)] if options.pareto else []
     out += measured(runs, names, asked=options.layers, numbers=options.numbers, width=width)
     out += oracle(runs, names, width=width)

@@ -87,6 +87,9 @@ def parser() -> Parser:
         help="instead show a column per share of weights remaining, in percent: 100,32.8,13.4, or all",
     )
     out.add_argument(
+        "--channels", action="store_true", help="with --remaining: shares of filters and neurons, not weights"
+    )
+    out.add_argument(
         "--baseline", metavar="LABEL", help="also show the differences to this row, paired by seed"
     )
     out.add_argument(
@@ -145,6 +148,8 @@ def check_options(options: argparse.Namespace) -> None:
     check_metric(options.metric)
     if options.test != "t" and options.baseline is None:
         raise ValueError(f"--test {options.test}: has no effect without --baseline")
+    if options.channels and options.remaining is None:
+        raise ValueError("--channels: has no effect without --remaining")
     drawn = {"--numbers": options.numbers is not None, "--lr": options.lr}
     drawn |= {"--figure": options.figure != "png", "--bars": options.bars != "std"}
     drawn["--over"] = options.over != "compression" and not options.pareto

@@ -19,7 +19,7 @@ from prunebench.report.oracle_picture import oracle_png
 from prunebench.report.published import beside, published, remarks
 from prunebench.report.rates import learning_rates, lr_png
 from prunebench.report.read import Run
-from prunebench.report.remaining import baselines, remaining
+from prunebench.report.remaining import baselines, by_channels, remaining
 from prunebench.report.sheets import Sheet
 from prunebench.report.tradeoff import report_png
 
@@ -118,19 +118,22 @@ def shares(
     metric: str,
     *,
     asked: str,
+    channels: bool = False,
     baseline: str | None = None,
     test: str = "t",
     merged: bool = False,
     width: int,
 ) -> Part:
-    """The papers' tables: a row per label, a column per share of weights remaining."""
-    panels = remaining(runs, names, asked, metric)
+    """The papers' tables: a row per label, a column per share of weights, or of channels, remaining."""
+    panels = remaining(by_channels(runs, names) if channels else runs, names, asked, metric)
     bases = baselines(panels, baseline) if baseline is not None else [None] * len(panels)
-    entries = published(panels) if metric_parts(metric) == ("test", "top1") else {}
+    entries = published(panels) if metric_parts(metric) == ("test", "top1") and not channels else {}
     tables = [
         table
         for panel, row in zip(panels, bases)
-        for table in remaining_table.tables(panel, row, entries, metric, test=test)
+        for table in remaining_table.tables(
+            panel, row, entries, metric, test=test, of="channels" if channels else "weights"
+        )
     ]
     notes = [*remaining_table.notes(panels, bases, metric, test=test), *remarks(panels, entries)]
     alike = 0 if merged else repeated(runs, names)

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunebench.report.compare import Comparison, compared, corrected
@@ -163,6 +163,24 @@ def baselines(panels: Sequence[Panel], label: str) -> list[Row | None]:
         there = list(dict.fromkeys(row.label for panel in panels for row in panel.rows))
         raise ValueError(f"--baseline {label}: no such row{close_ones(label, there)}")
     return found
+
+
+def by_channels(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
+    """The runs with the share of channels removed as the sparsity of every round.
+
+    Raises:
+      ValueError: if a run has pruned something else than channels.
+    """
+    out = []
+    for run, name in zip(runs, names):
+        rounds = []
+        for row in run.rounds:
+            if row["sparsity"] and "channels" not in row:
+                raise ValueError(f"--channels: {name} prunes no channels; leave it out with --where")
+            share = row["channels"] / row["channels_total"] if "channels" in row else 1.0
+            rounds.append({**row, "sparsity": 1 - share})
+        out.append(replace(run, rounds=rounds))
+    return out
 
 
 def left(row: dict) -> float:

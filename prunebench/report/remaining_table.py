@@ -44,13 +44,19 @@ class Table:
 
 
 def tables(
-    panel: Panel, baseline: Row | None, entries: Published, metric: str, *, test: str = "t"
+    panel: Panel,
+    baseline: Row | None,
+    entries: Published,
+    metric: str,
+    *,
+    test: str = "t",
+    of: str = "weights",
 ) -> list[Table]:
-    """The table of a panel, and that of the differences to a row of it, if one is given."""
+    """The table of a panel, and that of the differences to a row of it, if one is given; shares are `of`."""
     show, signed = formats(metric)
     where = f"{panel.model} on {panel.dataset}: {words(metric)}"
     percent = not is_loss(metric)
-    by = " by weights remaining"
+    by = f" by {of} remaining"
     lines: list[Line] = []
     for row in panel.rows:
         lines.append((row.label, [_value(cell, show) for cell in row.cells]))

@@ -165,6 +165,8 @@ FAMILIES = {
     "conv4": (("model=conv4",), STRUCTURED),
     "dropnet_a": (("model=dropnet_a",), ("neuron",)),
     "dropnet_c": (("model=dropnet_c", "dataset.size=32"), STRUCTURED),
+    "dropnet_vgg19": (("model=dropnet_vgg19",), STRUCTURED),
+    "dropnet_resnet18": (("model=dropnet_resnet18",), STRUCTURED),
     "vgg11_bn": (("model=vgg11_bn", "dataset.size=32"), STRUCTURED),
     "resnet8-A": (("model=resnet20", "model.depth=8"), STRUCTURED),
     "resnet8-B": (("model=resnet20", "model.depth=8", "model.option=B"), STRUCTURED),

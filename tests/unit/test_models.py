@@ -15,6 +15,7 @@ from prunebench.core.compact import compact
 from prunebench.core.units import PrunableModel, prunable_names
 from prunebench.models.conv import Conv
 from prunebench.models.dropnet import DropNetModel
+from prunebench.models.dropnet_large import DropNetResNet, DropNetVGG
 from prunebench.models.layers import PointwiseConv2d, has_unsafe_strided_1x1
 from prunebench.models.lenet import LeNet5, LeNet300
 from prunebench.models.resnet import PadShortcut, ResNet, resnet, resnet_cifar
@@ -79,6 +80,8 @@ COUNTS = [
     (WRN, {"depth": 28, "width": 2} | CIFAR, 1_467_610, 1_463_984),
     (WRN, {"depth": 28, "width": 8} | CIFAR, 23_354_842, 23_340_464),
     (WRN, {"depth": 22, "width": 8} | CIFAR, 17_158_106, 17_147_312),
+    (DropNetResNet, CIFAR, 12_545_418, 12_540_608),
+    (DropNetVGG, CIFAR, 20_161_226, 20_152_512),
     (ViT, CIFAR, 5_362_762, 5_319_552),
     (ViT, {"depth": 9, "heads": 12, "mlp_ratio": 2.0} | CIFAR, 2_697_610, 2_665_344),
     (ViT, {"patch": 16} | IMAGENET, 5_717_416, 5_647_872),
@@ -122,6 +125,8 @@ SMALL = {
     "dropnet_a": (DropNetModel, {"variant": "A"}),
     "dropnet_b": (DropNetModel, {"variant": "B"}),
     "dropnet_c": (DropNetModel, {"variant": "C"}),
+    "dropnet_resnet18": (DropNetResNet, {}),
+    "dropnet_vgg19": (DropNetVGG, {}),
     "resnet20": (resnet_cifar, {"depth": 20}),
     "resnet20_b": (resnet_cifar, {"depth": 20, "option": "B"}),
     "resnet18": (resnet, {"depth": 18, "widths": {f"layer{i}": 6 + i for i in (1, 2, 3, 4)}}),

@@ -9,7 +9,7 @@ from scipy import stats
 
 from prunebench.report.group import labels
 from prunebench.report.read import load
-from prunebench.report.remaining import Share, baselines, differences, every_share, remaining
+from prunebench.report.remaining import Share, baselines, by_channels, differences, every_share, remaining
 from tests.unit.test_report import a_round, put
 
 RATE = 0.2
@@ -200,3 +200,18 @@ def test_a_control_stands_for_its_last_round_only_and_its_depths_share_a_row(tmp
 def write_configuration(directory, content, *, rounds):
     content = content | {"sparsity": content["sparsity"] | {"rounds": rounds}}
     (directory / "config.yaml").write_text(json.dumps(content))  # JSON is YAML
+
+
+def test_shares_of_channels_take_the_place_of_those_of_weights(tmp_path):
+    pruned = a_round(1, 0.75, 0.6) | {"channels": 40, "channels_total": 80}
+    put(tmp_path, "a", [a_round(0, 0.0, 0.8), pruned])
+    runs = by_channels(load([str(tmp_path)]).runs, ["a"])
+    (panel,) = remaining(runs, ["a"], "all", "top1")
+    assert [share.asked for share in panel.shares] == [1, 0.5]
+    assert [cell.values for cell in panel.rows[0].cells] == [{0: 0.8}, {0: 0.6}]
+
+
+def test_runs_without_channels_are_refused_by_name(tmp_path):
+    put(tmp_path, "a", [a_round(0, 0.0, 0.8), a_round(1, 0.75, 0.6)])
+    with pytest.raises(ValueError, match="--channels: imp prunes no channels; leave it out with --where"):
+        by_channels(load([str(tmp_path)]).runs, ["imp"])
