@@ -21,7 +21,7 @@ from prunebench.report.render import counts
 from prunebench.report.sheets import INLINE, latex_lines, markdown_lines, page
 
 NAMED = 5  # broken runs that are named
-WRAP = partial(textwrap.wrap, subsequent_indent="  ", break_on_hyphens=False)
+WRAP = partial(textwrap.wrap, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
