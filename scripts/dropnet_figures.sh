@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# DropNet's metrics on model C: minimum, maximum, random and APoZ, layer by layer (layer/) and over all
-# layers (global/), at twelve levels, the form of figure 9 of arXiv 2207.06646; and new initial weights in the
-# place of the old ones at one level. The columns are shares of filters. Runs that never begin to learn are in the
+# DropNet's metrics on model C: minimum, maximum, random and APoZ, layer by layer (layer/) and over all layers
+# (global/), at twelve levels, the form of figure 9 of arXiv 2207.06646; and new initial weights in the place
+# of the old ones at one level. The columns are shares of filters. Runs that never begin to learn are in the
 # means, as in the paper; report.csv has every run.
 set -euo pipefail
 source "$(dirname "$0")/scale.sh"
