@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# DropNet's metrics on model C: minimum, maximum, random and APoZ, layer by layer (layer/) and over all
-# layers (global/), at twelve levels, the form of figure 9 of arXiv 2207.06646; and new initial weights in the
-# place of the old ones at one level. The columns of the first table are shares of weights, the rounds of the
-# second are named by the share of filters that is gone. Runs that never begin to learn are in the means, as in
-# the paper; report.csv has every run.
+# DropNet's metrics on model C: minimum, maximum, random and APoZ, layer by layer (layer/) and over all layers
+# (global/), at twelve levels, the form of figure 9 of arXiv 2207.06646; and new initial weights in the place
+# of the old ones at one level. The columns are shares of filters. Runs that never begin to learn are in the
+# means, as in the paper; report.csv has every run.
 set -euo pipefail
 source "$(dirname "$0")/scale.sh"
 
@@ -34,5 +33,5 @@ for allocation in uniform global; do
   out="$out/$folder" run "${metrics[@]}" criterion=random_channels,apoz
 done
 out="$out/layer" run "${common[@]}" protocol.control=reinit "sparsity.rounds=$level"
-prune-report "$out/layer" --remaining all
-prune-report "$out/global" --rounds
+prune-report "$out/layer" --remaining all --channels
+prune-report "$out/global" --remaining all --channels
