@@ -164,7 +164,8 @@ def _speeds(rows: Sequence[Mapping]) -> list[float | None]:
 
 def _is_random(run: Run) -> bool:
     control = (run.configuration or run.overrides).get("protocol.control", "none")
-    return run.identity.get("criterion") == "random" or control.startswith("random")
+    chosen = run.identity.get("criterion")
+    return chosen in ("random", "random_channels") or control.startswith("random")
 
 
 def _mixed(within: Mapping[str, Mapping[str, Sequence[str]]]) -> list[Finding]:
