@@ -10,7 +10,7 @@ from prunebench.core.phase import Phase
 from prunebench.core.run import Run
 from prunebench.core.selection import layer_counts, select
 from prunebench.criteria.magnitude import magnitude
-from prunebench.methods.sparse_start import check_counts, resolved
+from prunebench.methods.sparse_start import check_counts, check_span, resolved
 from prunebench.ramps import cubic
 
 
@@ -58,12 +58,7 @@ class GMP(Method):
             raise ValueError(f"interval={interval}: must be at least 1 step")
         if not 0 <= start < 1:
             raise ValueError(f"start={start}: must lie in [0, 1)")
-        if not 0 <= begin < 1:
-            raise ValueError(f"begin={begin}: must lie in [0, 1), a share of training")
-        if not begin < until <= 1:
-            raise ValueError(f"until={until}: must lie in (begin={begin}, 1], a share of training")
-        if min_kept < 0:
-            raise ValueError(f"sparsity.min_kept={min_kept}: must be 0 or more")
+        check_span(begin, until, min_kept)
         self.allocation, self.interval, self.start = allocation, interval, start
         self.begin, self.until, self.min_kept = begin, until, min_kept
         self._phases: list[Phase] = []

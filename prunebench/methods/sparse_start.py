@@ -23,6 +23,20 @@ def sparse_start(phases: list[Phase]) -> list[Phase]:
     return [replace(p, sparsity=p.reach) if p.within else p for p in phases]
 
 
+def check_span(begin: float, until: float, min_kept: int) -> None:
+    """Refuse options of methods whose masks change between two shares of training.
+
+    Raises:
+      ValueError: unless 0 <= begin < until <= 1 and min_kept is not negative.
+    """
+    if not 0 <= begin < 1:
+        raise ValueError(f"begin={begin}: must lie in [0, 1), a share of training")
+    if not begin < until <= 1:
+        raise ValueError(f"until={until}: must lie in (begin={begin}, 1], a share of training")
+    if min_kept < 0:
+        raise ValueError(f"sparsity.min_kept={min_kept}: must be 0 or more")
+
+
 def check_start(run: Run, asked: Sequence[float], allocation: Any, min_kept: int) -> None:
     """Refuse a random mask that cannot be drawn.
 

@@ -11,7 +11,7 @@ from prunebench.core.masks import Masks
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase, parse_length
 from prunebench.core.run import Run
-from prunebench.methods.sparse_start import check_start, draw_masks, sparse_start
+from prunebench.methods.sparse_start import check_span, check_start, draw_masks, sparse_start
 from prunebench.ramps import FALLS
 
 Anneal = Literal["cosine", "constant", "linear", "inverse_power"]
@@ -65,12 +65,7 @@ class SparseTraining(Method):
             raise ValueError(f"drop_fraction={drop_fraction}: must lie in [0, 1]")
         if anneal not in FALLS:
             raise ValueError(f"anneal={anneal}: must be one of {', '.join(FALLS)}")
-        if not 0 <= begin < 1:
-            raise ValueError(f"begin={begin}: must lie in [0, 1), a share of training")
-        if not begin < until <= 1:
-            raise ValueError(f"until={until}: must lie in (begin={begin}, 1], a share of training")
-        if min_kept < 0:
-            raise ValueError(f"sparsity.min_kept={min_kept}: must be 0 or more")
+        check_span(begin, until, min_kept)
         self.allocation, self.interval, self.min_kept = allocation, interval, min_kept
         self.drop_fraction, self.anneal = drop_fraction, anneal
         self.begin, self.until, self.update_replaces_step = begin, until, update_replaces_step

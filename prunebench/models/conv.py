@@ -1,18 +1,16 @@
 """Conv-2, Conv-4 and Conv-6: small VGG-like nets of the lottery ticket paper."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from prunebench.core.units import PrunableModel, Unit
-from prunebench.models.layers import init_glorot_, layer_entries, resolve_widths
+from prunebench.models.layers import Chain, init_glorot_, resolve_widths
 
 CHANNELS = (64, 64, 128, 128, 256, 256)
 
 
-class Conv(PrunableModel):
+class Conv(Chain):
     """Conv-N: pairs of 3x3 convolutions (64, 128, 256 filters), each pair pooled, then 256-256 neurons.
 
     Frankle & Carbin 2019 (arXiv 1803.03635, figure 2 and appendix H.1). No BatchNorm, Glorot normal weights,
@@ -62,20 +60,6 @@ class Conv(PrunableModel):
         self.relu_fc2 = nn.ReLU()
         self.fc3 = nn.Linear(w["fc2"], num_classes)
         init_glorot_(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, image_size, image_size] -> logits [N, num_classes]."""
-        for layer in self.children():  # in the order of construction
-            x = layer(x)
-        return x
-
-    def units(self) -> list[Unit]:
-        """Filters and hidden neurons, one unit per layer; a last filter feeds side^2 columns of `fc1`."""
-        names = [*self.widths, self.head]
-        return [
-            Unit(name, self.widths[name], layer_entries(name), ((f"{reader}.weight", 1),))
-            for name, reader in pairwise(names)
-        ]
 
     def with_widths(self, widths: Mapping[str, int]) -> "Conv":
         """Fresh network with other widths; units left out keep theirs."""

@@ -1,14 +1,12 @@
 """Models A, B and C of DropNet: small plain networks without BatchNorm."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunebench.core.units import PrunableModel, Unit
-from prunebench.models.layers import layer_entries, resolve_widths
+from prunebench.models.layers import Chain, resolve_widths
 
 WIDTHS = {
     "A": {"fc1": 40, "fc2": 40},
@@ -17,7 +15,7 @@ WIDTHS = {
 }
 
 
-class DropNetModel(PrunableModel):
+class DropNetModel(Chain):
     """Models A (two hidden layers), B (two convolutions) and C (four convolutions, one hidden layer).
 
     Chong Min & Motani 2020 (arXiv 2207.06646, sec. 3.2; tanchongmin/DropNet). Convolutions are 3x3 with
@@ -70,20 +68,6 @@ class DropNetModel(PrunableModel):
             features = w[name]
         self.add_module(self.head, nn.Linear(features, num_classes))
         init_glorot_uniform_(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, image_size, image_size] -> logits [N, num_classes]."""
-        for layer in self.children():  # in the order of construction
-            x = layer(x)
-        return x
-
-    def units(self) -> list[Unit]:
-        """Filters and hidden neurons, one unit per layer; the last filter feeds side^2 columns."""
-        names = [*self.widths, self.head]
-        return [
-            Unit(name, self.widths[name], layer_entries(name), ((f"{reader}.weight", 1),))
-            for name, reader in pairwise(names)
-        ]
 
     def with_widths(self, widths: Mapping[str, int]) -> "DropNetModel":
         """Fresh network with other widths; units left out keep theirs."""

@@ -6,20 +6,19 @@ that would go below 1x1 is left out.
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from prunebench.core.units import Junction, PrunableModel, Unit
+from prunebench.core.units import Junction, Unit
 from prunebench.models.dropnet import init_glorot_uniform_
-from prunebench.models.layers import layer_entries, norm_entries, residual_junctions, resolve_widths
+from prunebench.models.layers import Chain, layer_entries, norm_entries, residual_junctions, resolve_widths
 
 STAGES = (64, 128, 256, 512)  # channels of the residual network
 VGG_STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 
 
-class DropNetVGG(PrunableModel):
+class DropNetVGG(Chain):
     """DropNet's VGG-19: 16 convolutions with ReLU, one hidden layer of 256; 20,161,226 parameters at 32x32x3.
 
     BatchNorm stands only before every pooling, behind the ReLU of the stage's last convolution, with Keras's
@@ -72,20 +71,10 @@ class DropNetVGG(PrunableModel):
         self.fc2 = nn.Linear(w["fc1"], num_classes)
         init_glorot_uniform_(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, image_size, image_size] -> logits [N, num_classes]."""
-        for layer in self.children():  # in the order of construction
-            x = layer(x)
-        return x
-
-    def units(self) -> list[Unit]:
-        """Filters and hidden neurons; a stage's last filters with the BatchNorm behind them."""
-        units = []
-        for name, reader in pairwise([*self.widths, self.head]):
-            norm = self.activation_of.get(name.replace("conv", "relu"))
-            made_by = layer_entries(name) + (norm_entries(norm) if norm else ())
-            units.append(Unit(name, self.widths[name], made_by, ((f"{reader}.weight", 1),)))
-        return units
+    def made_by(self, name: str) -> tuple[tuple[str, int], ...]:
+        """A layer's rows and bias; of a stage's last filters the BatchNorm behind them, too."""
+        norm = self.activation_of.get(name.replace("conv", "relu"))
+        return super().made_by(name) + (norm_entries(norm) if norm else ())
 
     def with_widths(self, widths: Mapping[str, int]) -> "DropNetVGG":
         """Fresh network with other widths; units left out keep theirs."""
@@ -142,7 +131,7 @@ class DropNetBlock(nn.Module):
         return self.conv2(self.relu1(self.conv1(x)), self.skip(x))
 
 
-class DropNetResNet(PrunableModel):
+class DropNetResNet(Chain):
     """DropNet's ResNet-18: no BatchNorm, 20 layers of 4,800 filters in all; 12,545,418 parameters at 32x32x3.
 
     Stem of 64 filters and pooling; four stages of two blocks (64, 128, 256, 512), pooled in between; global
@@ -183,12 +172,6 @@ class DropNetResNet(PrunableModel):
         self.avgpool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.fc = nn.Linear(STAGES[-1], num_classes)
         init_glorot_uniform_(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> logits [N, num_classes]."""
-        for layer in self.children():  # in the order of construction
-            x = layer(x)
-        return x
 
     def units(self) -> list[Unit]:
         """Filters of every convolution."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunebench.core.units import Junction
+from prunebench.core.units import Junction, PrunableModel, Unit
 
 # oneDNN's blocked layouts are 8 channels wide on AVX2; below that its strided 1x1 kernels write out of
 # bounds.
@@ -36,6 +36,30 @@ class PointwiseConv2d(nn.Conv2d):
         if step > 1 and self.in_channels < SAFE_CHANNELS:
             return F.conv2d(x[:, :, ::step, ::step], self.weight, self.bias)
         return super().forward(x)
+
+
+class Chain(PrunableModel):
+    """A network whose modules are called one after the other, in the order of construction.
+
+    A family sets `widths` (unit name, which is that of its layer, -> channels, in order) and `head`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, image_size, image_size] -> logits [N, num_classes]."""
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+    def units(self) -> list[Unit]:
+        """Filters and hidden neurons, one unit per layer; a filter may feed side^2 columns of the next."""
+        return [
+            Unit(name, self.widths[name], self.made_by(name), ((f"{reader}.weight", 1),))
+            for name, reader in pairwise([*self.widths, self.head])
+        ]
+
+    def made_by(self, name: str) -> tuple[tuple[str, int], ...]:
+        """`Unit.made_by` entries of a layer: its weight's rows and its bias."""
+        return layer_entries(name)
 
 
 def has_unsafe_strided_1x1(model: nn.Module) -> bool:
