@@ -57,14 +57,16 @@ def survivors(model: PrunableModel, alive: Mapping[str, Tensor]) -> Kept:
     state, device = model.state_dict(), next(model.parameters()).device
     for unit in model.units():
         if unit.name in alive and not bool(alive[unit.name].all()):
-            dead = ~alive[unit.name].cpu()
+            there = alive[unit.name].cpu()
             for name, dim in unit.made_by + unit.used_by:
-                places = unit.places(name, dim, length := state[name].shape[dim])
-                gone = (places >= 0) & dead[places]
-                keep[name, dim] = keep.get((name, dim), torch.ones(length, dtype=torch.bool)) & ~gone
+                stays = unit.spread(there, name, dim, state[name].shape[dim])
+                keep[name, dim] = keep[name, dim] & stays if (name, dim) in keep else stays
     found: Kept = {}
+    positions: dict[int, Tensor] = {}  # of most units' tensors they are the same
     for (name, dim), kept in keep.items():
-        found.setdefault(name, []).append((dim, kept.nonzero().flatten().to(device)))
+        if id(kept) not in positions:
+            positions[id(kept)] = kept.nonzero().flatten().to(device)
+        found.setdefault(name, []).append((dim, positions[id(kept)]))
     return found
 
 
@@ -111,15 +113,18 @@ def cut_down(model: PrunableModel, kept: Kept, widths: dict[str, int]) -> Prunab
 class _Undrawn(TorchFunctionMode):
     """Zeros in place of initial weights that are replaced at once: drawing them is half of the time of a cut.
 
-    Not what memory holds: `trunc_normal_` draws until everything lies within its bounds.
+    Not what memory holds, where it could be read: `trunc_normal_` draws until everything lies within its
+    bounds. The default of convolutions and linear layers is not read.
     """
 
-    DRAWING = (Tensor.normal_, Tensor.uniform_, init.kaiming_uniform_, init.uniform_, init.normal_)
+    DRAWING = (Tensor.normal_, Tensor.uniform_, init.uniform_, init.normal_)
 
     def __torch_function__(
         self, func: Callable, types: tuple[type, ...], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is init.kaiming_uniform_:
+            return args[0] if args else kwargs["tensor"]
         if func in self.DRAWING:
             with torch.no_grad():
                 return (args[0] if args else kwargs["tensor"]).zero_()

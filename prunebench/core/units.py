@@ -40,6 +40,17 @@ class Unit:
             return torch.tensor(self.layout[name, dim])
         return torch.arange(self.size).repeat_interleave(length // self.size)
 
+    def spread(self, keep: Tensor, name: str, dim: int, length: int) -> Tensor:
+        """Which positions of a dimension stay, bool [length]; those that are no channel of the unit do.
+
+        Args:
+          keep: bool [size], which channels stay.
+        """
+        if (name, dim) in self.layout:
+            places = self.places(name, dim, length)
+            return (places < 0) | keep[places]
+        return keep if length == self.size else keep.repeat_interleave(length // self.size)
+
     def entries(self, tensor: Tensor, name: str, dim: int) -> int:
         """Entries of a tensor that belong to channels of the unit."""
         places = self.places(name, dim, tensor.shape[dim])

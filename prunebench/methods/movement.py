@@ -30,7 +30,7 @@ class Movement(Pruner):
     excluded. Biases and normalisation are not pruned.
 
     Args:
-      allocation, granularity, layer_rates, min_kept: as in `Pruner`.
+      allocation, granularity, layer_rates, min_kept, round_to: as in `Pruner`.
 
     Attributes:
       scores: parameter name -> S.
@@ -45,6 +45,7 @@ class Movement(Pruner):
         granularity: Literal["weight", "kernel", "filter", "neuron"] = "weight",
         layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
+        round_to: int | None = None,
     ):
         super().__init__(
             self.gathered,
@@ -52,6 +53,7 @@ class Movement(Pruner):
             granularity=granularity,
             layer_rates=layer_rates,
             min_kept=min_kept,
+            round_to=round_to,
         )
         self.scores: dict[str, Tensor] = {}
 

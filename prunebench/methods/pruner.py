@@ -144,10 +144,11 @@ class Pruner(Method):
                 counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=least)
                 self._check_sum(sum(counts.values()), total, sparsity, len(sizes))
             elif (keep := round((1 - sparsity) * total)) < least * len(sizes):
+                lower = "the sparsity" if least > self.min_kept else "the sparsity or min_kept"
                 raise ValueError(
-                    f"sparsity.min_kept={least}: needs {least * len(sizes)} entries in "
+                    f"sparsity.min_kept={self.min_kept}: needs {least * len(sizes)} entries in "
                     f"{len(sizes)} layers, but round {j} with sparsity {sparsity:.12g} keeps {keep} of "
-                    f"{total}; lower the sparsity or min_kept"
+                    f"{total}; lower {lower}"
                 )
 
     def check_criterion(self, run: Run) -> None:
