@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sparse training against pruning, by sparsity, with what training cost (the form of the main table of RigL,
 # arXiv 1911.11134): RigL, SET, SNFS, a static random mask, a small dense network, gradual and iterative
-# pruning, at equal epochs of training; RigL also five times as long. Iterative pruning trains the dense
-# network first and retrains in rounds, so its cost stands beside its accuracy.
+# pruning, at equal epochs of training; RigL and the static mask also five times as long. Iterative pruning
+# trains the dense network first and retrains in rounds, so its cost stands beside its accuracy.
 # The first table has the cost of training in multiply-adds over the whole run ("train"; FLOPs are twice that).
 set -euo pipefail
 source "$(dirname "$0")/scale.sh"
@@ -35,6 +35,7 @@ for method in set rigl snfs_rigl gmp; do
   run "method=$method" "method.interval=$interval" "${sparse[@]}"
 done
 run method=rigl "method.interval=$interval" "protocol.multiplier=$longer" "${sparse[@]}"
+run method=static "protocol.multiplier=$longer" "${sparse[@]}"
 run method=snfs "${sparse[@]}"
 run method=imp "${sparse[@]}"
 report
