@@ -51,6 +51,7 @@ def assemble(
     method = instantiate(cfg["method"])
     for node in cfg["companion"].values():
         method = instantiate(node, base=method)
+    check_sparsity(cfg, method)
 
     def build() -> nn.Module:
         options = {"in_channels": channels, "num_classes": data.num_classes, "image_size": size}
@@ -93,6 +94,27 @@ def assemble(
         run.shrinks = True
     method.attach(run)
     return run, method, plan, make_optimizer
+
+
+def check_sparsity(cfg: Mapping[str, Any], method: Method) -> None:
+    """Refuse options of sparsity that the method does not follow: the result would state what was not done.
+
+    Raises:
+      ValueError: naming the option and the way out.
+    """
+    for key, value in cfg["sparsity"].items():
+        if cfg["method"].get(key, value) != value:
+            raise ValueError(
+                f"method.{key}={cfg['method'][key]}: results are told apart by sparsity.{key}; set that"
+            )
+    asked = cfg["sparsity"]["granularity"]
+    prunes = method.during_training or type(method).prune is not Method.prune
+    if prunes and asked != method.granularity:
+        way_out = "unstructured" if method.granularity == "weight" else method.granularity
+        raise ValueError(
+            f"sparsity.granularity={asked}: {type(method).__name__} prunes every {method.granularity} by "
+            f"itself; use sparsity={way_out}"
+        )
 
 
 def first_phases(plan: list[Phase], count: int | None) -> list[Phase]:
@@ -147,6 +169,12 @@ def check(
         rule = "does not prune while it trains" if within else "prunes while it trains"
         way_out = "another protocol" if within else "protocol=during_training"
         raise ValueError(f"protocol: method {type(method).__name__} {rule}; choose {way_out}")
+    for phase in plan:
+        if phase.within and not phase.steps(run):
+            raise ValueError(
+                f"protocol.dense, protocol.multiplier: phase {phase.name}, in which the method prunes, has "
+                "no step; make it longer"
+            )
     method.check(run, [p.asked for p in plan if p.asked is not None])
     for phase in plan:
         validated = phase.keep == "best" or phase.patience is not None

@@ -33,7 +33,7 @@ NOT_IN_ID_OF_TRAINER = (
 LATER: dict[str, Any] = {
     **{"protocol.peaks": None, "protocol.before": None, "protocol.peak": None, "protocol.monitor": "top1"},
     **{"sparsity.compression": None, "sparsity.round_to": None, "method.round_to": None},
-    **{"method.iterations": 1, "trainer.shrink": False},
+    **{"method.iterations": 1, "trainer.shrink": False, "protocol.optimizer_state": "reset"},
 }
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),

@@ -23,7 +23,7 @@ def title(cfg: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
 def plan_rows(
     plan: Sequence[Phase], run: Run, macs: Mapping[str, int], choices: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of the plan's table; cost is MACs per image times images, of the dense network."""
+    """Rows of the plan's table; cost is that of training all weights: 3 x MACs per image x images."""
     rows, spe = [], run.data.steps_per_epoch
     for phase in plan:
         pruned = phase.sparsity is not None and phase is not plan[0]
@@ -88,6 +88,8 @@ def identify(
     sparsity = {k: cfg["sparsity"][k] for k in ("target", "rate", "rounds", "allocation", "granularity")}
     if (compression := cfg["sparsity"]["compression"]) is not None and plan:
         sparsity |= {"compression": compression, "target": plan[-1].sparsity}
+    elif "target" in cfg["protocol"]:  # none, where the sparsity is the outcome of a method
+        sparsity["target"] = cfg["protocol"]["target"]
     return {
         "id": identity,
         **{g: choices[g] for g in groups},

@@ -56,8 +56,8 @@ def during_training(
     check_choice("protocol.control", control, Control)
     if target is not None and not 0.0 < target < 1.0:
         raise ValueError(f"sparsity.target={target}: must lie in (0, 1); for 0 choose method=dense")
-    if not multiplier > 0.0:
-        raise ValueError(f"protocol.multiplier={multiplier}: must be above 0")
+    if not 0.0 < multiplier < math.inf:
+        raise ValueError(f"protocol.multiplier={multiplier}: must be a finite number above 0")
     if before is not None:
         check_length("protocol.before", before)
     if peak is not None and (before is None or not 0.0 < peak < math.inf):

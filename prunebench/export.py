@@ -1,10 +1,12 @@
 """The command `prune-export`: the network of a finished run as an ONNX file, checked by numbers.
 
-0: written. 1: the ONNX file does not compute what the network does. 2: the command is wrong.
+0: written. 1: the network cannot be exported, or the ONNX file computes something else. 2: the command is
+wrong.
 """
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -59,7 +61,7 @@ def export_onnx(run: Path, file: Path | bool, *, masked: bool) -> str:
 
     Raises:
       ValueError: if a package is missing or the directory holds no network.
-      ExportError: if the file computes something else; it is removed.
+      ExportError: if the network cannot be exported, or the file computes something else; nothing is written.
     """
     _check_packages()
     import torch
@@ -73,14 +75,24 @@ def export_onnx(run: Path, file: Path | bool, *, masked: bool) -> str:
     path = run / f"{'shrunk' if shrunk else 'final'}.onnx" if file is True else file
     shape = (about["in_channels"], about["image_size"], about["image_size"])
     images = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
-    _write(network, images[:2], path)
-    largest = difference(network, path, images)
-    if not largest <= TOLERANCE:
-        path.unlink()
-        raise ExportError(
-            f"{path}: its logits differ from the network's by {largest:.2g} of the largest one, more than "
-            f"{TOLERANCE:.0e}; not written"
-        )
+    unchecked = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            _write(network, images[:2], unchecked)
+            largest = difference(network, unchecked, images)
+        except OSError:
+            raise
+        except Exception as error:  # torch and onnxruntime raise a dozen types for what they cannot do
+            first = str(error).strip().partition("\n")[0]
+            raise ExportError(f"{path}: this network cannot be exported ({first}); not written") from error
+        if not largest <= TOLERANCE:
+            raise ExportError(
+                f"{path}: its logits differ from the network's by {largest:.2g} of the largest one, more "
+                f"than {TOLERANCE:.0e}; not written"
+            )
+        os.replace(unchecked, path)
+    finally:
+        unchecked.unlink(missing_ok=True)
     size = path.stat().st_size
     return f"{path}: {size:,} bytes, logits equal to {largest:.1e} of the largest one (batches of 1 and 5)"
 

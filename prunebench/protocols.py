@@ -5,15 +5,16 @@ options of conf/protocol. Lengths are "160ep" or "2000it". A phase of length 0 t
 """
 
 import math
-from dataclasses import replace
 from typing import Literal
 
 from prunebench.core.phase import Phase, Schedule
 from prunebench.rounds import (
+    OptimizerState,
     asked_sparsities,
     check_choice,
     check_common,
     check_rewind,
+    keeps_state,
     peak_of_phases,
     round_lengths,
 )
@@ -38,8 +39,7 @@ def dense(
     """One phase of training without pruning: the control of every other run.
 
     Args:
-      schedule: learning rate.
-      retrain_schedule: not used; every protocol is called with it.
+      schedule, retrain_schedule: learning rate; the second is not used.
       dense: length of training.
       keep: end with the last network, or the one best in validation.
       patience: end early when validation has not got better for this long.
@@ -65,6 +65,7 @@ def one_shot(
     patience: str | None = None,
     monitor: Monitor = "top1",
     control: Control = "none",
+    optimizer_state: OptimizerState = "reset",
     peaks: list[float] | None = None,
 ) -> list[Phase]:
     """Dense training, one pruning event, retraining: `iterative` with one round.
@@ -72,7 +73,8 @@ def one_shot(
     Args:
       schedule, retrain_schedule: learning rate of dense training and after pruning.
       target: share of the prunable weights to remove, in [0, 1).
-      dense, retrain, weights, rewind_to, keep, patience, monitor, control, peaks: as in `iterative`.
+      dense, retrain, weights, rewind_to, keep, patience, monitor, control, optimizer_state, peaks: as in
+        `iterative`.
 
     Raises:
       ValueError: if an option is out of range or two do not fit together.
@@ -90,6 +92,7 @@ def one_shot(
         patience=patience,
         monitor=monitor,
         control=control,
+        optimizer_state=optimizer_state,
         peaks=peaks,
     )
 
@@ -110,11 +113,9 @@ def at_init(
     Training goes on from the initial weights that were scored. There is no dense control in the run.
 
     Args:
-      schedule: learning rate.
-      retrain_schedule: not used; every protocol is called with it.
+      schedule, retrain_schedule: learning rate; the second is not used.
       target: share of the prunable weights to remove, in [0, 1).
-      dense: length of training, as of the dense control.
-      keep, patience, monitor: as in `dense`.
+      dense, keep, patience, monitor: as in `dense`.
       control: what is trained instead, as in `iterative`: the mask with new weights, or a shuffled one.
 
     Raises:
@@ -133,9 +134,7 @@ def at_init(
             weights="random" if control != "none" else "keep",
             uncontrolled="keep" if control != "none" else None,
             shuffle=SHUFFLES.get(control),
-            keep=keep,
-            patience=patience,
-            monitor=monitor,
+            **{"keep": keep, "patience": patience, "monitor": monitor},
         )
     ]
 
@@ -159,6 +158,7 @@ def iterative(
     patience: str | None = None,
     monitor: Monitor = "top1",
     control: Control = "none",
+    optimizer_state: OptimizerState = "reset",
     peaks: list[float] | None = None,
 ) -> list[Phase]:
     """Dense training, then `rounds` times: prune, restore `weights`, retrain.
@@ -192,6 +192,8 @@ def iterative(
       control: none; reinit (the found mask, new weights); random_layerwise, random_global, random_even (new
         weights and the found mask shuffled within each layer, over all layers, or with equal sparsity in
         every layer; `lottery/branch` of facebookresearch/open_lth).
+      optimizer_state: what every round's optimizer begins with: nothing (reset), or the momentum and the like
+        of the weights that are left (keep; with weights=keep).
       peaks: learning rate of dense training and of every round, 1 + `rounds` of them, which the schedules
         multiply in place of `optimizer.lr`.
 
@@ -208,13 +210,14 @@ def iterative(
     check_rewind(weights, rewind_to, dense)
     if control == "reinit" and weights == "random":
         raise ValueError("protocol.control=reinit: must be none with protocol.weights=random, which reinits")
+    carried = keeps_state(optimizer_state, weights, control, keep)
     asked = asked_sparsities(rounds, target, rate, layer_rates, spacing)
     lengths = round_lengths(rounds, dense, retrain, retrain_total, budget, weights, rewind_to)
 
     every_peak = peak_of_phases(peaks, rounds)
     snapshot = (("rewind", rewind_to),) if weights == "rewind" else ()
-    first = Phase("dense", dense, schedule, snapshot=snapshot, keep=keep, patience=patience, monitor=monitor)
-    plan = [replace(first, peak=every_peak[0])]
+    ends = {"keep": keep, "patience": patience, "monitor": monitor}
+    plan = [Phase("dense", dense, schedule, snapshot=snapshot, peak=every_peak[0], hands_on=carried, **ends)]
     for j, (sparsity, length) in enumerate(zip(asked, lengths, strict=True), start=1):
         controlled = control != "none" and j == rounds
         plan.append(
@@ -227,9 +230,8 @@ def iterative(
                 uncontrolled=weights if controlled else None,
                 peak=every_peak[j],
                 shuffle=SHUFFLES[control] if controlled else None,
-                keep=keep,
-                patience=patience,
-                monitor=monitor,
+                hands_on=carried and j < rounds,
+                **ends,
             )
         )
     return plan
@@ -262,14 +264,12 @@ def oracle(
     The best branch by validation goes on (Oracle of SILO, arXiv 2212.06144); see `prunebench.oracle`.
 
     Args:
-      schedule, retrain_schedule: as in `iterative`.
       grid: peaks to try in every phase, distinct learning rates above 0.
       tolerance: a peak is near-best if its validation top-1 is at most so much below the best, in [0, 1).
-      rounds, dense, target, rate, layer_rates, spacing, retrain, retrain_total, budget, weights, rewind_to,
-        keep, patience, monitor, control: as in `iterative`.
+      schedule, rounds and all others: as in `iterative`.
 
     Raises:
-      ValueError: if an option is out of range or two do not fit together.
+      ValueError: as there.
     """
     for peak in grid:
         if not 0.0 < peak < math.inf:

@@ -8,6 +8,8 @@ from prunebench.core.allocation import sparsity_after_rounds
 from prunebench.lengths import check_length, difference, parts, split
 from prunebench.ramps import geometric, linear
 
+OptimizerState = Literal["reset", "keep"]
+
 
 def peak_of_phases(peaks: list[float] | None, rounds: int) -> list[float | None]:
     """The peak of every phase of a plan with so many rounds."""
@@ -111,6 +113,17 @@ def check_common(dense: str, keep: str, patience: str | None, monitor: str) -> N
         check_length("protocol.patience", patience)
         if parts(patience)[0] == 0.0:
             raise ValueError(f"protocol.patience={patience}: must be longer than 0; null for no early end")
+
+
+def keeps_state(optimizer_state: str, weights: str, control: str, keep: str) -> bool:
+    """Whether rounds begin with the last one's optimizer state; refuses it where that is of other weights."""
+    check_choice("protocol.optimizer_state", optimizer_state, OptimizerState)
+    if optimizer_state == "keep" and (weights != "keep" or control != "none" or keep == "best"):
+        raise ValueError(
+            "protocol.optimizer_state=keep: is the state of the last weights; needs protocol.weights=keep, "
+            "protocol.control=none and protocol.keep=last"
+        )
+    return optimizer_state == "keep"
 
 
 def check_choice(key: str, value: str, choices: Any) -> None:

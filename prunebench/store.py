@@ -184,6 +184,7 @@ def prefix_keys(
                 *(list(phase.snapshot), phase.keep, phase.patience, phase.peak),
                 *((phase.reach,) if phase.within else ()),
                 *(["loss"] if phase.monitor == "loss" else []),
+                *(["hands on"] if phase.hands_on else []),
             ]
         )
         if index:  # later phases are trained by the retraining schedule, also those before any pruning

@@ -14,8 +14,8 @@ case $scale in
     ;;
   small)
     data=(${DATA:-dataset=cifar10} dataset.size=16 dataset.subset=6250 dataset.validation=0.2)
-    setting=(protocol.dense=20ep trainer.threads=1 seed=0,1,2)
-    setting+=("model.widths={conv1: 32, conv2: 32, conv3: 64, conv4: 64, fc1: 128}") # half as wide
+    setting=(protocol.dense=15ep trainer.threads=1 seed=0,1,2)
+    setting+=("model.widths={conv1: 16, conv2: 16, conv3: 32, conv4: 32, fc1: 64}") # a quarter as wide
     level=6
     ;;
   paper)

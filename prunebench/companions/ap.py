@@ -103,6 +103,10 @@ class AP(Companion):
                 "companion=[ap]: measures how far weights moved in training, this plan prunes before any; "
                 "choose protocol=iterative or one_shot"
             )
+        if any(p.hands_on for p in phases):
+            raise ValueError(
+                "protocol.optimizer_state=keep: AP trains its rounds from other weights; set it to reset"
+            )
         return self.base.plan({"pro": _twice, "matched": _longer}.get(self.mode, _remember)(phases))
 
     def check(self, run: Run, asked: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from prunebench.core.selection import topk_mask
-from prunebench.core.units import PrunableModel
+from prunebench.core.units import PrunableModel, Unit
 
 Kept = dict[str, list[tuple[int, Tensor]]]
 """state_dict name -> [(dim, positions that stay)], for the tensors that get smaller."""
@@ -59,7 +59,7 @@ def survivors(model: PrunableModel, alive: Mapping[str, Tensor]) -> Kept:
         if unit.name in alive and not bool(alive[unit.name].all()):
             there = alive[unit.name].cpu()
             for name, dim in unit.made_by + unit.used_by:
-                stays = unit.spread(there, name, dim, state[name].shape[dim])
+                stays = _positions_that_stay(unit, there, name, dim, state[name].shape[dim])
                 keep[name, dim] = keep[name, dim] & stays if (name, dim) in keep else stays
     found: Kept = {}
     positions: dict[int, Tensor] = {}  # of most units' tensors they are the same
@@ -68,6 +68,14 @@ def survivors(model: PrunableModel, alive: Mapping[str, Tensor]) -> Kept:
             positions[id(kept)] = kept.nonzero().flatten().to(device)
         found.setdefault(name, []).append((dim, positions[id(kept)]))
     return found
+
+
+def _positions_that_stay(unit: Unit, keep: Tensor, name: str, dim: int, length: int) -> Tensor:
+    """Which positions of a tensor's dimension stay, bool [length], where `keep` says which channels do."""
+    if (name, dim) in unit.layout:
+        places = unit.places(name, dim, length)
+        return (places < 0) | keep[places]
+    return keep if length == unit.size else keep.repeat_interleave(length // unit.size)
 
 
 def surviving_part(state: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
@@ -160,11 +168,24 @@ class Shrunk:
         """Copy the values of the small network to their places in the whole one; the rest stays as it is."""
         whole = model.state_dict()
         for name, value in self.network.state_dict().items():
-            dims = dict(self.kept.get(name, ()))
-            if not dims:
-                whole[name].copy_(value)
-                continue
-            index = [
-                dims.get(d, torch.arange(n, device=value.device)) for d, n in enumerate(whole[name].shape)
-            ]
-            whole[name][torch.meshgrid(*index, indexing="ij")] = value
+            self._place_(name, value, whole[name])
+
+    def part(self, name: str, value: Tensor) -> Tensor:
+        """What the small network keeps of a tensor that is shaped as one of the whole network."""
+        for dim, positions in self.kept.get(name, ()):
+            value = value.index_select(dim, positions)
+        return value
+
+    def whole(self, name: str, part: Tensor, like: Tensor) -> Tensor:
+        """The opposite of `part`: a tensor as `like`, with 0 where the small network has nothing."""
+        result = torch.zeros_like(like, dtype=part.dtype, requires_grad=False)
+        self._place_(name, part, result)
+        return result
+
+    def _place_(self, name: str, part: Tensor, whole: Tensor) -> None:
+        dims = dict(self.kept.get(name, ()))
+        if not dims:
+            whole.copy_(part)
+            return
+        index = [dims.get(d, torch.arange(n, device=part.device)) for d, n in enumerate(whole.shape)]
+        whole[torch.meshgrid(*index, indexing="ij")] = part

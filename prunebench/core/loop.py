@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunebench.core import parallel
 from prunebench.core.allocation import spread, uniform
+from prunebench.core.handover import give_state, take_state
 from prunebench.core.masks import Masks
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase, cycles, parse_length
@@ -101,6 +102,8 @@ def fit(
             run.snapshot(name)
         if phase.keep == "best" and "best" in run.snapshots:
             _take_best(run, method)
+        if phase.hands_on:
+            take_state(run)
         run.unshrink()
         kept = _asked_count(phase, run)
         assert kept in (None, run.masks.kept), f"{phase.name}: {run.masks.kept} kept, {kept} asked for"
@@ -115,7 +118,8 @@ def fit(
 def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer, observer: Observer) -> None:
     """Prune, restore weights, build a new optimizer, apply the masks: the only place where a phase begins.
 
-    The optimizer is new in every phase: momentum kept over a rewind or over removed channels would be wrong.
+    The optimizer is new in every phase: momentum kept over a rewind would be wrong. It begins with the state
+    of the last one where that phase hands it on.
     """
     run.goal, run.zeros_hold = phase.reach, True
     if phase.sparsity is not None:
@@ -129,6 +133,7 @@ def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer,
         run.masks.zero_weights_(run.model)
     run.shrink(method)
     run.optimizer = make_optimizer(run, method)
+    give_state(run)
     run.clock.steps = phase.steps(run)
 
 
@@ -225,9 +230,10 @@ def set_learning_rate(phase: Phase, run: Run) -> float:
 def _judge(phase: Phase, run: Run, value: float, patience: int | None) -> None:
     """Keep the best network so far, and end the phase when it has not got better for long enough.
 
-    A phase that prunes while it trains is judged from where it has reached its sparsity.
+    A phase that prunes while it trains is judged from where it has reached its sparsity, and only where the
+    zeros are there: weights that move between two zeroings make a better, denser network.
     """
-    if _asked_count(phase, run) not in (None, run.masks.kept):
+    if _asked_count(phase, run) not in (None, run.masks.kept) or not run.zeros_hold:
         run.clock.best_step = run.clock.step
     elif value > run.clock.best:
         run.clock.best, run.clock.best_step = value, run.clock.step

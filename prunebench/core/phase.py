@@ -58,6 +58,7 @@ class Phase:
       keep: which network the phase ends with, the last or the one best in validation.
       patience: ends the phase when validation has not got better for this long.
       monitor: what is better in validation, a higher top-1 or a lower loss.
+      hands_on: the next phase, which goes on from this one's weights, begins with its optimizer's state.
       auxiliary: the phase only serves the next pruning event: its end is no row in the table of rounds. What
         it costs is counted.
     """
@@ -77,6 +78,7 @@ class Phase:
     keep: Literal["last", "best"] = "last"
     patience: str | None = None
     monitor: Literal["top1", "loss"] = "top1"
+    hands_on: bool = False
     auxiliary: bool = False
 
     @property

@@ -104,6 +104,9 @@ def layer_counts(
             raise ValueError(
                 f"sparsity.allocation={dict(allocation)}: gives no sparsity for layer {missing[0]}"
             )
+        if wrong := [n for n in sizes if not 0 <= allocation[n] <= 1]:
+            value = allocation[wrong[0]]
+            raise ValueError(f"sparsity.allocation: {value} for layer {wrong[0]}: must lie in [0, 1]")
         counts = {n: round((1 - allocation[n]) * size) for n, size in sizes.items()}
     else:
         rule = ALLOCATIONS.get(allocation) if isinstance(allocation, str) else allocation
@@ -292,8 +295,5 @@ def _order_statistic(values: np.ndarray, index: int) -> tuple[float, int, int]:
         return _order_statistic(np.compress(values > value, values), index - below - equal)
     values.partition(index)
     value = values[index]
-    below, above = (
-        np.count_nonzero(values[:index] < value),
-        np.count_nonzero(values[index + 1 :] > value),
-    )
+    below, above = np.count_nonzero(values[:index] < value), np.count_nonzero(values[index + 1 :] > value)
     return value, above, values.size - below - above

@@ -40,17 +40,6 @@ class Unit:
             return torch.tensor(self.layout[name, dim])
         return torch.arange(self.size).repeat_interleave(length // self.size)
 
-    def spread(self, keep: Tensor, name: str, dim: int, length: int) -> Tensor:
-        """Which positions of a dimension stay, bool [length]; those that are no channel of the unit do.
-
-        Args:
-          keep: bool [size], which channels stay.
-        """
-        if (name, dim) in self.layout:
-            places = self.places(name, dim, length)
-            return (places < 0) | keep[places]
-        return keep if length == self.size else keep.repeat_interleave(length // self.size)
-
     def entries(self, tensor: Tensor, name: str, dim: int) -> int:
         """Entries of a tensor that belong to channels of the unit."""
         places = self.places(name, dim, tensor.shape[dim])
@@ -165,17 +154,18 @@ def model_units(
     Raises:
       ValueError: if the model declares no such units.
     """
-    declared = getattr(model, "units", None)
-    units = declared() if callable(declared) else []
+    units = model.units() if hasattr(model, "units") else []
     params, names = dict(model.named_parameters()), set(names)
-    units = [u for u in units if all(n in names for n, _ in u.made_by if n in params and params[n].ndim > 1)]
     if granularity == "filter":
         units = [u for u in units if any(n in params and params[n].ndim == 4 for n, _ in u.made_by)]
+    none = not units
+    units = [u for u in units if all(n in names for n, _ in u.made_by if n in params and params[n].ndim > 1)]
+    if not (units or none):
+        raise ValueError(f"sparsity.exclude: leaves no {granularity} to prune; exclude less")
     if not units:
         raise ValueError(
             f"sparsity.granularity={granularity}: {type(model).__name__} declares no {granularity}s that "
-            "can be removed; use sparsity.granularity=weight"
-            + (" or neuron" if granularity == "filter" else "")
+            f"can be removed; use sparsity.granularity=weight{' or neuron' * (granularity == 'filter')}"
         )
     return units
 

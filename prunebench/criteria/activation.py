@@ -67,7 +67,8 @@ def apoz(
     """1 - APoZ, the share of activations that are not 0, over training images and positions.
 
     Average percentage of zeros, as DropNet's supplement compares itself to it (arXiv 2207.06646): what is 0
-    most often goes first. sparsity.allocation says apoz (global) or apoz_layer (uniform).
+    most often goes first. sparsity.allocation says apoz (global) or apoz_layer (uniform). Zeros are counted
+    behind the ReLU, also where a BatchNorm follows it (DropNet's VGG-19), whose trained shift leaves none.
 
     Args:
       granularity: what is pruned, filter or neuron.

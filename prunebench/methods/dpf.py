@@ -66,6 +66,11 @@ class DPF(Latent):
                     f"method.rises={self.rises}: must leave 2 steps for each part of training, which has "
                     f"{steps}; lower it or lengthen training"
                 )
+            if phase.within and self.interval >= steps:
+                raise ValueError(
+                    f"method.interval={self.interval}: steps between two masks, but training has {steps}; "
+                    "lower it or lengthen protocol.dense"
+                )
         for sparsity in asked:
             if round((1 - sparsity) * run.masks.total) < 1:
                 raise ValueError(

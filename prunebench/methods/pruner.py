@@ -134,10 +134,15 @@ class Pruner(Method):
             grain = 2 if self.granularity == "kernel" else None
             sizes, least = {n: math.prod(s[:grain]) for n, s in shapes.items()}, self.min_kept
         allocation, total = self._allocation(run), sum(sizes.values())
-        if self.granularity == "kernel" and allocation in ("er", "erk", "uniform_plus"):
+        if asked and self.round_to is not None and self.round_to >= max(sizes.values()):
             raise ValueError(
-                f"sparsity.allocation={allocation}: is defined on weights; with kernels use uniform, global "
-                "or lamp"
+                f"sparsity.round_to={self.round_to}: would leave every {self.granularity} in place, the "
+                f"widest layer has {max(sizes.values())}; lower it"
+            )
+        if self.granularity != "weight" and allocation in ("er", "erk", "uniform_plus"):
+            raise ValueError(
+                f"sparsity.allocation={allocation}: is defined on weights; with {self.granularity}s use "
+                "uniform, global or lamp"
             )
         for j, sparsity in enumerate(asked, start=1):
             if allocation not in ("global", "lamp"):

@@ -20,7 +20,7 @@ class RigL(SparseTraining):
 
     An image costs 3 f_S multiply-adds in a weight step and 2 f_S + f_D in one whose dense gradient is read:
     (3 f_S interval + 2 f_S + f_D) / (interval + 1) on average (appendix H, as the method's other
-    implementations quote it).
+    implementations quote it); where updates follow the weight step, one step of every interval costs so.
 
     Differs: ties go to the lower index, where the code adds noise of 1e-5 to |w|; counts add up to the
     sparsity exactly. t1 is `until` of the batches, update batches included. What is masked: see `Static`.
@@ -113,7 +113,8 @@ class RigL(SparseTraining):
         """Whether the gradient of this step's batch is among those of the next update."""
         period = self._steps_between(run) + self.update_replaces_step
         update = -(-step // period) * period
-        return update - step < self.batches and bool(super().moves(run, update))
+        near = update < run.clock.steps and update - step < self.batches
+        return near and bool(super().moves(run, update))
 
     def _gradients(self, run: Run) -> dict[str, Any]:
         params = dict(run.model.named_parameters())

@@ -29,7 +29,7 @@ class Slimming(Pruner):
       criterion: gives the scores, higher = keep.
       strength: of the penalty, above 0; 1e-4 for VGG, 1e-5 for ResNet-164 and DenseNet-40 in the paper.
       during: training with the penalty: "dense" (before the first pruning event) or "all".
-      allocation, granularity, layer_rates, min_kept: as in `Pruner`.
+      allocation, granularity, layer_rates, min_kept, round_to: as in `Pruner`.
 
     Raises:
       ValueError: if an option is out of range.
@@ -45,6 +45,7 @@ class Slimming(Pruner):
         granularity: Literal["weight", "kernel", "filter", "neuron"] = "filter",
         layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
+        round_to: int | None = None,
     ):
         super().__init__(
             criterion,
@@ -52,6 +53,7 @@ class Slimming(Pruner):
             granularity=granularity,
             layer_rates=layer_rates,
             min_kept=min_kept,
+            round_to=round_to,
         )
         if strength <= 0:
             raise ValueError(f"method.strength={strength}: must be above 0; use method=one_shot for 0")

@@ -27,8 +27,10 @@ class SmallDense(Method):
 
     Nothing is masked; the initial weights are those of the narrow network. In the result sparsity,
     compression and MACs are relative to the configured network, and `asked` is the sparsity whose size is
-    taken; whole channels meet it nearly, with equal=bits up to a thirty-second more weights. Training costs
-    3 f of the narrow network per image.
+    taken; whole channels meet it nearly. With equal=bits the narrow network has more weights than the sparse
+    one keeps: those that the mask's bits pay for, a thirty-second of all weights, and more at high sparsity
+    than the sparse network has. Training costs 3 f of the narrow network per image, at equal size often more
+    than that of the sparse one.
 
     Args:
       target: sparsity of the network whose size is taken, in (0, 1).
@@ -39,8 +41,12 @@ class SmallDense(Method):
     during_training = True
 
     def __init__(
-        self, *, target: float, equal: Literal["bits", "weights"] = "bits", exclude: Sequence[str] = ()
+        self, *, target: float | None, equal: Literal["bits", "weights"] = "bits", exclude: Sequence[str] = ()
     ):
+        if target is None:
+            raise ValueError(
+                "sparsity.target=null: must be a number, method=small_dense takes no sparsity.compression"
+            )
         if not 0 < target < 1:
             raise ValueError(f"sparsity.target={target}: must lie in (0, 1); for 0 choose method=dense")
         if equal not in ("bits", "weights"):
@@ -73,10 +79,12 @@ class SmallDense(Method):
         """The sparsity is met as nearly as whole channels allow.
 
         Raises:
-          ValueError: if a control is asked for, which would train found masks.
+          ValueError: if a control is asked for, which would train found masks, or dense training before.
         """
-        if len(phases) > 1 and any(p.within for p in phases):
+        if any(p.uncontrolled is not None for p in phases):
             raise ValueError("protocol.control: no masks are found; set it to none")
+        if len(phases) > 1:
+            raise ValueError("protocol.before: the narrow network trains once; set it to null")
         return [replace(p, nearly=True) if p.within else p for p in phases]
 
     def check(self, run: Run, asked: Sequence[float]) -> None:

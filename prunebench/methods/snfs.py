@@ -23,9 +23,11 @@ class SNFS(SparseTraining):
     drops ceil(p n) of its n kept weights of smallest magnitude, and all that was dropped is grown again,
     shared out over the layers in proportion to the mean |average| over the weights that each kept before, at
     most 99 % of a layer's free places, the rest evenly over the others. A layer under 20 % sparsity whose
-    part is above the mean drops min(sparsity, p). Once an epoch, p from 0.5 to 0 by a cosine.
+    part is above the mean drops min(sparsity, p). Once an epoch, p from 0.5 to 0 by a cosine; not in the very
+    first step, where the average would be that of a single batch.
     With redistribute=none the form that the RigL paper compares with (arXiv 1911.11134; google-research/rigl,
-    sparse_optimizers.py): every layer keeps its number of weights, on RigL's schedule.
+    sparse_optimizers.py): every layer keeps its number of weights, at RigL's times, with the update after the
+    weight step as in SET, from which that class is derived.
 
     Differs: the average is our own, a <- momentum a + (1 - momentum) g over all weights, since optimizer
     state of pruned weights is 0 here; the authors read SGD's buffer, the same up to a factor, and with Adam
@@ -33,7 +35,8 @@ class SNFS(SparseTraining):
     earlier layer), and no layer falls below `min_kept`: the authors' code rounds and lets the total drift,
     corrected over time. An update of redistribute=momentum makes the host wait once for the device.
 
-    Training costs 2 f_S + f_D per image in every step: each needs the dense gradient. What is masked: see
+    Training costs 2 f_S + f_D per image in every step: each needs the dense gradient. Phases of plain
+    training (protocol.before, protocol.control) cost what they cost with any method. What is masked: see
     `Static`.
 
     Args:
@@ -93,6 +96,9 @@ class SNFS(SparseTraining):
     @torch.no_grad()
     def step(self, run: Run) -> None:
         """Follow the dense gradient, then as `SparseTraining` does."""
+        if run.goal is None:  # a phase of plain training before or after
+            super().step(run)
+            return
         params = dict(run.model.named_parameters())
         pairs = [(a, params[n].grad) for n, a in self.average.items() if params[n].grad is not None]
         averages, gradients = [a for a, _ in pairs], [g for _, g in pairs]
@@ -124,8 +130,12 @@ class SNFS(SparseTraining):
         super().update(run, drops, grows, scores)
 
     def train_macs(self, run: Run, step: int, sparse: int, dense: int) -> int:
-        """2 f_S + f_D."""
-        return 2 * sparse + dense
+        """2 f_S + f_D; 3 f_S where the masks stay."""
+        return 3 * sparse if run.goal is None else 2 * sparse + dense
+
+    def _time(self, run: Run, step: int, steps: int) -> int | None:
+        """As in `SparseTraining`; redistribution waits for an average over more than one batch."""
+        return super()._time(run, step, steps) if step or self.redistribute == "none" else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the average onto the device and into the memory format in which it is kept."""

@@ -86,7 +86,13 @@ class SparseTraining(Method):
                 self._check_length(run, phase.steps(run))
 
     def _check_length(self, run: Run, steps: int) -> None:
-        interval = self._steps_between(run)
+        try:
+            interval = self._steps_between(run)
+        except ValueError as error:
+            reason = str(error).split(": ", 1)[1]
+            raise ValueError(f"method.interval={self.interval}: {reason}") from None
+        if interval < 1:
+            raise ValueError(f"method.interval={self.interval}: must be at least one step, 1it")
         if interval >= steps:
             raise ValueError(
                 f"method.interval={self.interval}: {interval} steps between updates, but training has "
@@ -97,6 +103,11 @@ class SparseTraining(Method):
             raise ValueError(
                 f"method.begin={self.begin} method.until={self.until}: no update falls between, with "
                 f"method.interval={self.interval} and {steps} steps; lower the interval or widen the span"
+            )
+        if times == [0]:
+            raise ValueError(
+                f"method.interval={self.interval}: the only update of {steps} steps would be the very first "
+                f"step, with method.until={self.until}; lower the interval"
             )
         if times[-1] == steps - 1 and self.drop_fraction > 0:
             raise ValueError(
@@ -172,4 +183,4 @@ class SparseTraining(Method):
     def _steps_between(self, run: Run) -> int:
         if isinstance(self.interval, int):
             return self.interval
-        return max(1, parse_length(self.interval, run.data.steps_per_epoch))
+        return parse_length(self.interval, run.data.steps_per_epoch)

@@ -1,6 +1,7 @@
 """STR: every layer learns the threshold below which its weights are 0."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class STR(Latent):
             raise ValueError(f"interval={interval}: must be at least 1 step")
         self.s_initial, self.interval = s_initial, interval
         self.thresholds = nn.ParameterList()
+        self._phases: list[Phase] = []
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
         """The plan as it is: one phase, without a target, that ends with its last network.
@@ -72,7 +74,23 @@ class STR(Latent):
                 "protocol.keep=best, protocol.patience: would choose among networks of any sparsity, and the "
                 "densest comes first; leave them out"
             )
+        self._phases = phases
         return phases
+
+    def check(self, run: Run, asked: Sequence[float]) -> None:
+        """Refuse thresholds that leave nothing to train, and an interval beyond the end."""
+        threshold = 1 / (1 + math.exp(-max(self.s_initial, -700.0)))
+        params = dict(run.model.named_parameters())
+        if all(float(params[n].detach().abs().max()) <= threshold for n in run.masks):
+            raise ValueError(
+                f"method.s_initial={self.s_initial}: the threshold of {threshold:.3g} is above every weight, "
+                "none is left to train; lower it"
+            )
+        if self.interval >= (steps := self._phases[0].steps(run)):
+            raise ValueError(
+                f"method.interval={self.interval}: steps between two readings of the masks, but training has "
+                f"{steps}; lower it or lengthen protocol.dense"
+            )
 
     def attach(self, run: Run) -> None:
         """Begin with the thresholds of `s_initial`."""

@@ -155,7 +155,7 @@ class ViT(PrunableModel):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, image_size, image_size] -> logits [N, num_classes]."""
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         return self.classifier(self.norm(self.blocks(x))[:, 0])
 
     def units(self) -> list[Unit]:

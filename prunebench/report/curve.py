@@ -29,7 +29,7 @@ def curve_png(result: Mapping, path: str | Path) -> None:
     dense = 100 * result["dense"]["top1"] if result.get("dense") else None
     fine = [y for _, y in retrained] + ([dense] if dense is not None else [])
     all_values = fine + [y for _, y in pruned]
-    zoom = max(fine) - min(fine) < ZOOM_BELOW * (max(all_values) - min(all_values)) and len(retrained) > 1
+    zoom = len(retrained) > 1 and _spread(fine) < ZOOM_BELOW * _spread(all_values)
     figure = Figure(figsize=(6.4, 6.0 if zoom else 4.2), layout="constrained", dpi=150)
     axes = figure.subplots(
         2 if zoom else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2] if zoom else [1]
@@ -54,6 +54,10 @@ def curve_png(result: Mapping, path: str | Path) -> None:
     bottom.set_xlabel("sparsity (% of the prunable weights removed)")
     sparsity_axis(bottom, [x for x, _ in retrained + pruned])
     figure.savefig(path)
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values)
 
 
 def _kept_times(row: Mapping) -> float:

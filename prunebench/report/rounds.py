@@ -44,7 +44,7 @@ def plan_lines(title: str, phases: Sequence[Mapping], facts: Mapping[str, str], 
     Args:
       title: one line, e.g. "imp: resnet18 on digits".
       phases: rows with `name`, `epochs`, `steps`, `sparsity` (fraction asked, None: no pruning), `weights`
-        ("keep", "init", ...), `schedule` (name), `cost` (MACs per image x images seen in the phase) and,
+        ("keep", "init", ...), `schedule` (name), `cost` (3 x MACs per image x images seen in the phase) and,
         where there is something to say ("done", "shared"), `note`. Unknown values are None.
       facts: label -> text.
       width: columns of the terminal.
@@ -72,7 +72,7 @@ def plan_lines(title: str, phases: Sequence[Mapping], facts: Mapping[str, str], 
             break_on_hyphens=False,
         )
     hint = (
-        "sparsity in percent; MACs per image x images, as a share of the run"
+        "sparsity in percent; MACs of dense training (3 x images x MACs per image)"
         if known
         else "sparsity in percent"
     )
@@ -92,6 +92,11 @@ def round_lines(result: Mapping, *, width: int) -> list[str]:
     lines += table(ROUNDS, result["rounds"], width=width)
     lines.append(f"{control}{last['params_total']:,} parameters, {count(last['macs_dense'])} MACs per image")
     lines.append("test accuracy in percent, change in points against the dense control")
+    if "channels" in last:
+        gone = percent(1 - last["channels"] / last["channels_total"])
+        lines.append(
+            f"asked: of channels ({gone} % of {last['channels_total']:,} are gone); reached: of their weights"
+        )
     lines.append("speed: theoretical, dense MACs by kept MACs")
     if result.get("shared"):
         lines.append(

@@ -1,9 +1,11 @@
 """The frame for methods that prune or regrow within a phase: plan, loop, ledger and store."""
 
 import json
+import re
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 
 from prunebench import store
 from prunebench.core.loop import Sink, fit
@@ -93,7 +95,7 @@ def test_a_control_trains_the_masks_found_from_other_weights(control, weights):
     [
         ({"target": 0.0}, r"sparsity.target=0.0: must lie in \(0, 1\); for 0 choose method=dense"),
         ({"target": 1.0}, "sparsity.target=1.0"),
-        ({"multiplier": 0.0}, "protocol.multiplier=0.0: must be above 0"),
+        ({"multiplier": 0.0}, "protocol.multiplier=0.0: must be a finite number above 0"),
         ({"control": "random_even"}, "protocol.control=random_even: must be one of none, reinit, init"),
         ({"dense": "10"}, "protocol.dense=10"),
     ],
@@ -182,6 +184,21 @@ def test_the_best_network_is_chosen_once_the_target_is_reached_and_keeps_its_mas
     assert parts.run.snapshots == {}
 
 
+def test_a_network_whose_zeros_do_not_hold_is_not_the_best(halved):
+    """Between two zeroings weights that the masks call pruned have values: such a network is denser."""
+    parts = halved("run", "protocol.keep=best", "trainer.eval_every=2it")
+    seen, values = {}, iter(range(100, 0, -1))
+
+    class Watch(Sink):
+        def after_step(self, run, method, phase, loss):
+            run.zeros_hold = run.clock.step >= 18
+            seen[run.clock.step] = kit.clone(run.model.state_dict())
+            return next(values) / 100 if run.clock.step % 2 == 0 else None
+
+    fit(parts.plan, parts.run, parts.method, parts.make_optimizer, Watch())
+    assert kit.differences(parts.run.model.state_dict(), seen[18]) == []
+
+
 def test_patience_counts_from_where_the_target_is_reached(halved):
     parts = halved("run", "protocol.patience=6it", "trainer.eval_every=2it")
 
@@ -213,3 +230,25 @@ def test_a_phase_that_prunes_while_it_trains_is_no_dense_phase_to_share(halved):
     other = [Phase(**(vars(parts.plan[0]) | {"reach": 0.7}))]
     one, two = (store.prefix_keys(parts.cfg, p, parts.run, parts.method, 1) for p in (parts.plan, other))
     assert one[0] != two[0]
+
+
+WRONG = {
+    "method=rigl sparsity=neuron": ("sparsity.granularity=neuron: RigL prunes every weight", "sparsity=unst"),
+    "method=rigl protocol.multiplier=inf": ("protocol.multiplier=inf", "finite"),
+    "method=rigl protocol.multiplier=1e-5": ("protocol.multiplier", "phase train", "has no step"),
+    "method=set method.interval=0.001ep": ("method.interval=0.001ep: must be at least one step",),
+    "method=set method.interval=often": ("method.interval=often: must be a number with its unit",),
+    "method=set method.interval=700": ("method.interval=700: the only update of", "very first step"),
+    "method=dpf method.interval=100000": ("method.interval=100000", "training has"),
+    "method=str method.interval=100000": ("method.interval=100000", "training has"),
+    "method=str method.s_initial=20": ("method.s_initial=20", "above every weight", "lower it"),
+    "method=small_dense protocol.before=1ep": ("protocol.before", "set it to null"),
+    "method=small_dense sparsity.compression=8": ("sparsity.target=null", "takes no sparsity.compression"),
+}
+
+
+@pytest.mark.parametrize("typed", WRONG)
+def test_a_mistake_is_refused_before_training(typed):
+    options = ("dataset=digits", "model=lenet300", "trainer.device=cpu", *typed.split())
+    with pytest.raises((ValueError, InstantiationException), match=".*".join(map(re.escape, WRONG[typed]))):
+        kit.assemble(options)

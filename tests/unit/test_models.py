@@ -315,6 +315,14 @@ def test_vit_equals_timm_with_its_weights():
         )  # one matrix product against three
 
 
+def test_vit_is_exported_with_a_free_batch_size():
+    net = ViT(dim=8, depth=1, heads=2, patch=4, in_channels=3, num_classes=4, image_size=8).eval()
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(net, (torch.randn(2, 3, 8, 8),), dynamic_shapes=batch).module()
+    for x in (torch.randn(n, 3, 8, 8) for n in (1, 5)):
+        torch.testing.assert_close(program(x), net(x))
+
+
 def test_dropnet_models_start_from_glorot_uniform():
     torch.manual_seed(0)
     model = DropNetModel("C", **CIFAR)

@@ -1,6 +1,7 @@
 """SNFS in both forms: the card's redistribution, and updates followed with plain loops."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_an_update_drops_the_smallest_weights_and_grows_the_largest_average():
     weight.grad = torch.tensor([[0.1, 0.8, -0.3, 0.5, -0.9, 0.2, 0.05, 0.6, -0.4, 0.05]])
     run.masks = Masks({"0.weight": torch.tensor([[1, 1, 1, 0, 0, 1, 1, 0, 0, 0]]).bool()})
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.0)
-    run.goal, run.clock.steps = 0.5, 1000
+    run.goal, run.clock.steps, run.clock.step = 0.5, 1000, 100
     method = SNFS(interval=100)
     method.attach(run)
     method.step(run)  # ceil(.5 * 5) = 3 go: 1, 6 and 2; the largest of what is free come: 4, 1 and 7
@@ -155,6 +156,13 @@ def test_options_out_of_range_are_refused(options, message):
         SNFS(**options)
 
 
-def test_every_step_costs_the_dense_gradient():
-    assert SNFS().train_macs(None, 7, 200, 1000) == 1400
+def test_every_step_costs_the_dense_gradient_where_masks_change():
+    assert SNFS().train_macs(SimpleNamespace(goal=0.8), 7, 200, 1000) == 1400
     assert math.isclose(1400 / 1000, 2 * 0.2 + 1)
+    assert SNFS().train_macs(SimpleNamespace(goal=None), 7, 200, 1000) == 600
+
+
+def test_nothing_is_redistributed_by_a_single_batch():
+    _, _, watch = follow(interval=3)
+    first = next(i for i, counts in enumerate(watch.counts) if counts != watch.counts[0])
+    assert first >= 3

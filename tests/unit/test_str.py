@@ -89,7 +89,7 @@ def test_masks_are_read_every_interval_and_at_epoch_ends_and_rows_in_between_say
 
 
 def test_reading_masks_more_often_changes_no_weight():
-    ends = [fitted(STR(s_initial=-1.5, interval=i), train(20))[1].weights[-1] for i in (1, 1000)]
+    ends = [fitted(STR(s_initial=-1.5, interval=i), train(20))[1].weights[-1] for i in (1, 19)]
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in NAMES)
 
 
