@@ -1,4 +1,4 @@
-"""G1 to G9: what only a GPU can tell; one line says so where there is none."""
+"""G1 to G11: what only a GPU can tell; one line says so where there is none."""
 
 import copy
 import tempfile
@@ -10,8 +10,12 @@ import torch
 
 from benchmarks import peers
 from benchmarks.parts import CIFAR, MNIST, Parts, epochs_of, plain_step, prune, sgd, synthetic
+from benchmarks.structured import FILTERS, filter_step
 from benchmarks.timing import Case, Row, alternate, at_least, at_most, clocked, control, report
+from benchmarks.updates import rigl
 from prunebench.core.loop import train_step
+from prunebench.core.selection import topk_mask
+from prunebench.metrics.cost import count_macs
 
 IMAGES = 50_000
 SPARSITY = 0.9
@@ -21,10 +25,10 @@ FAST = "trainer.deterministic=false"
 def measure(rounds: Callable[[int], int]) -> Iterator[Row]:
     """Rows of the group; nothing without CUDA."""
     if not torch.cuda.is_available():
-        print("      cuda: no CUDA device here, G1 to G9 are left out")
+        print("      cuda: no CUDA device here, G1 to G11 are left out")
         return
     yield _epoch("G1", "resnet18", 512, rounds(10), 1.5, 0.9)
-    yield _epoch("G2", "resnet18", 128, rounds(10), 2.0, 1.1)
+    yield _epoch("G2", "resnet18", 128, rounds(10), 2.0, 1.1, "trainer.cuda_graph=true")
     yield _epoch("G3", "resnet20", 128, rounds(10), 2.0, 0.5, "trainer.cuda_graph=true")
     for model, shape, bar, best in (
         ("lenet300", MNIST, 3, 5),
@@ -37,6 +41,10 @@ def measure(rounds: Callable[[int], int]) -> Iterator[Row]:
     yield from _hooks(rounds(30))
     yield _data(rounds(30))
     yield _waits()
+    yield _selection(rounds(10))
+    yield _update(rounds(10))
+    for model in ("resnet18", "vgg16_bn"):
+        yield from _shrunk(model, rounds(10))
 
 
 def _cuda(model: str, shape: tuple[str, ...], *overrides: str, images: int, batch_size: int = 128) -> Parts:
@@ -168,3 +176,38 @@ def _waits() -> Row:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return at_most("G9", "steps of an epoch in which the host waits for the GPU", waited, 0, 0, unit="")
+
+
+def _selection(rounds: int) -> Row:
+    """The exact selection among as many scores as a ViT-B has weights."""
+    scores = torch.randn(86_000_000, device="cuda").abs()
+    ours = _finished(lambda: topk_mask(scores, scores.numel() // 10), 1)
+    seconds = alternate({"ours": ours, "sort": _finished(lambda: torch.sort(scores), 1)}, rounds)
+    what = "exact selection of 10 % / torch.sort, 86 million scores on the GPU"
+    return at_most("G10", what, seconds["ours"] / seconds["sort"], 1.0, 0.25)
+
+
+def _update(rounds: int) -> Row:
+    """A mask update of RigL against a training step."""
+    update = rigl("resnet18", *CIFAR, "trainer.batch_size=128", FAST, device="cuda")
+    seconds = alternate({"update": update.ours(), "step": update.step()}, rounds)
+    return at_most(
+        "G11", "update of RigL / step of 128: resnet18, 90 %", seconds["update"] / seconds["step"], 1, 0.3
+    )
+
+
+def _shrunk(model: str, rounds: int) -> Iterator[Row]:
+    """Speed-up of training after filters are cut out; a GPU that is not filled gains less than its share."""
+    options = (*CIFAR, *FILTERS, "sparsity.round_to=8")
+    shares = (0.5, 0.75, 0.9)
+    cases, macs = {}, {}
+    for share in (None, *shares):
+        shrink = f"trainer.shrink={'false' if share is None else 'true'}"
+        p = synthetic(model, *options, shrink, FAST, images=512 * 4, batch_size=512, device="cuda")
+        cases[share] = _finished(filter_step(p, share), 20)
+        macs[share] = sum(count_macs(p.run.trained, p.run.data.shape).values())
+    seconds = alternate(cases, rounds, warmup=2)
+    for share in shares:
+        ideal = macs[None] / macs[share]
+        what = f"speed-up of training (ideal {ideal:.1f}), {model}, {share:.0%} of filters removed"
+        yield report("", what, seconds[None] / seconds[share])

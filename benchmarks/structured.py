@@ -85,7 +85,8 @@ def _speed_up(model: str, share: float, marks: tuple[float, float], rounds: int)
     """A step of our loop on the dense and on the shrunk network, and on a network built narrow by hand."""
     options = (*CIFAR, *FILTERS, "sparsity.round_to=8", "trainer.shrink=true")
     dense, small = (synthetic(model, *options, images=32, batch_size=32) for _ in range(2))
-    steps = {"dense": _step(dense, None), "again": _step(dense, None), "shrunk": _step(small, share)}
+    steps = {name: filter_step(dense, None) for name in ("dense", "again")}
+    steps["shrunk"] = filter_step(small, share)
     shrunk, batch = small.run.trained, small.run.data.batch(0, 0)
     by_hand = dense.run.model.with_widths(shrunk.widths).to(memory_format=torch.channels_last)
     real = compact(small.run.model, small.method.alive(small.run))
@@ -102,7 +103,7 @@ def _speed_up(model: str, share: float, marks: tuple[float, float], rounds: int)
     yield at_most("P14", what, seconds["real"] / seconds["by hand"], 1.05, 1.02)
 
 
-def _step(p: Parts, share: float | None) -> Callable[[], object]:
+def filter_step(p: Parts, share: float | None) -> Callable[[], object]:
     """A function that does one step of the real loop in a phase that begins with this pruning event."""
     phase = Phase("bench", "1000ep", p.plan[0].schedule, sparsity=share)
     enter(phase, p.run, p.method, p.make_optimizer, Sink())

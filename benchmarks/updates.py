@@ -33,6 +33,7 @@ class Update:
         self.weights = {n: w.detach().clone() for n, w in self.params.items()}
         self.masks = {n: m.clone() for n, m in p.run.masks.items()}
         sizes = p.run.masks.kept_per_layer
+        self.wait = torch.cuda.synchronize if p.run.device.type == "cuda" else lambda: None
         self.moves = {n: int(SHARE * k) for n, k in sizes.items() if k < self.masks[n].numel()}
 
     @torch.no_grad()
@@ -42,12 +43,14 @@ class Update:
         for name, weight in self.params.items():
             weight.copy_(self.weights[name])
         self.run.set_masks(Masks({n: m.clone() for n, m in self.masks.items()}))
+        self.wait()
 
     def ours(self) -> Case:
         """The method's own update."""
 
         def work(_: None) -> None:
             self.p.method.update(self.run, self.moves, self.moves, self.gradients)
+            self.wait()
 
         return clocked(work, self.prepare)
 
@@ -71,6 +74,7 @@ class Update:
 
         def work(_: None) -> None:
             train_step(self.phase, self.run, self.p.method)
+            self.wait()
 
         return clocked(work, self.prepare)
 
@@ -89,10 +93,10 @@ class Update:
         return sum(int((self.run.masks[n] != m).sum()) for n, m in zip(names, theirs))
 
 
-def rigl(model: str, *overrides: str) -> Update:
+def rigl(model: str, *overrides: str, device: str = "cpu") -> Update:
     """An update of RigL on a model."""
     sparse = ("method=rigl", f"sparsity.target={SPARSITY}", f"method.interval={INTERVAL}")
-    return Update(synthetic(model, *sparse, "protocol.dense=1000it", *overrides, images=512))
+    return Update(synthetic(model, *sparse, "protocol.dense=1000it", *overrides, images=512, device=device))
 
 
 def measure(rounds: Callable[[int], int]) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from prunebench.core.run import Run, seeded
 from prunebench.core.units import prunable_names
 from prunebench.data.loader import Data
 from prunebench.machine import precision_of, set_deterministic, use_channels_last
+from prunebench.rounds import first_phases, with_controls
 
 Instantiate = Callable[..., Any]
 
@@ -81,7 +82,7 @@ def assemble(
     schedule, retrain = instantiate(cfg["schedule"]), instantiate(cfg["retrain"])
     protocol = with_target(cfg["protocol"], target_of(cfg, run, method.granularity))
     plan = instantiate(protocol, schedule=schedule, retrain_schedule=retrain)
-    plan = [phase.settled(run) for phase in first_phases(method.plan(plan), phases)]
+    plan = with_controls([phase.settled(run) for phase in first_phases(method.plan(plan), phases)])
     run.cycles = cycles(plan)
     make_optimizer = partial(_make_optimizer, instantiate(cfg["optimizer"]), trainer["decay"])
     if trainer["cuda_graph"]:
@@ -115,12 +116,6 @@ def check_sparsity(cfg: Mapping[str, Any], method: Method) -> None:
             f"sparsity.granularity={asked}: {type(method).__name__} prunes every {method.granularity} by "
             f"itself; use sparsity={way_out}"
         )
-
-
-def first_phases(plan: list[Phase], count: int | None) -> list[Phase]:
-    """The beginning of a plan with `count` phases that are results; all of it for None."""
-    ends = [place for place, phase in enumerate(plan, start=1) if not phase.auxiliary]
-    return plan if count is None else plan[: ends[count - 1]]
 
 
 def wrap(run: Run, trainer: Mapping[str, Any]) -> nn.Module:
@@ -175,6 +170,8 @@ def check(
                 f"protocol.dense, protocol.multiplier: phase {phase.name}, in which the method prunes, has "
                 "no step; make it longer"
             )
+    if any(phase.aside for phase in plan) and not leaves_training_alone(method):
+        raise ValueError(f"protocol.control_at=every: {type(method).__name__} changes the training; use last")
     method.check(run, [p.asked for p in plan if p.asked is not None])
     for phase in plan:
         validated = phase.keep == "best" or phase.patience is not None

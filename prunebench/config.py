@@ -34,6 +34,7 @@ LATER: dict[str, Any] = {
     **{"protocol.peaks": None, "protocol.before": None, "protocol.peak": None, "protocol.monitor": "top1"},
     **{"sparsity.compression": None, "sparsity.round_to": None, "method.round_to": None},
     **{"method.iterations": 1, "trainer.shrink": False, "protocol.optimizer_state": "reset"},
+    "protocol.control_at": "last",
 }
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),

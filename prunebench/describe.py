@@ -9,7 +9,7 @@ import torch
 
 from prunebench.compression import told
 from prunebench.core.checkpoint import write_atomically
-from prunebench.core.phase import Phase
+from prunebench.core.phase import Phase, end_of
 from prunebench.core.run import Run
 from prunebench.machine import environment
 
@@ -24,9 +24,10 @@ def plan_rows(
     plan: Sequence[Phase], run: Run, macs: Mapping[str, int], choices: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Rows of the plan's table; cost is that of training all weights: 3 x MACs per image x images."""
-    rows, spe = [], run.data.steps_per_epoch
+    rows, spe, asked = [], run.data.steps_per_epoch, None
     for phase in plan:
-        pruned = phase.sparsity is not None and phase is not plan[0]
+        pruned = (phase.sparsity is not None or phase.aside) and phase is not plan[0]
+        asked = asked if phase.aside else phase.asked
         steps = None if callable(phase.length) else phase.steps(run)
         images = None if steps is None else steps / spe * run.data.sizes["train"]
         rows.append(
@@ -34,12 +35,12 @@ def plan_rows(
                 "name": phase.name,
                 "epochs": None if steps is None else steps / spe,
                 "steps": steps,
-                "sparsity": phase.asked,
+                "sparsity": asked,
                 "weights": phase.weights if not phase.shuffle else f"{phase.weights}, shuffled",
                 "peak": phase.peak,
                 "schedule": choices["retrain" if pruned or phase.auxiliary else "schedule"],
                 "cost": None if images is None else 3 * images * sum(macs.values()),
-                "note": "masks change" if phase.within else None,
+                "note": "masks change" if phase.within else "aside" if phase.aside else None,
             }
         )
     return rows
@@ -87,7 +88,7 @@ def identify(
     groups = ("method", "model", "dataset", "optimizer", "schedule", "retrain", "criterion", "protocol")
     sparsity = {k: cfg["sparsity"][k] for k in ("target", "rate", "rounds", "allocation", "granularity")}
     if (compression := cfg["sparsity"]["compression"]) is not None and plan:
-        sparsity |= {"compression": compression, "target": plan[-1].sparsity}
+        sparsity |= {"compression": compression, "target": end_of(plan).sparsity}
     elif "target" in cfg["protocol"]:  # none, where the sparsity is the outcome of a method
         sparsity["target"] = cfg["protocol"]["target"]
     return {

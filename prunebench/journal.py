@@ -176,7 +176,8 @@ class Rows:
         epoch, sparsity = round(clock.step / run.data.steps_per_epoch, 6), run.masks.sparsity
         # the sparsity is that of the last masks, some of whose weights are not 0 at this moment
         loose = {} if run.zeros_hold else {"zeros_hold": False}
-        self.write({"kind": kind, **place, "epoch": epoch, "sparsity": sparsity, **loose, **values})
+        aside = {"aside": True} if phase.aside else {}
+        self.write({"kind": kind, **place, "epoch": epoch, "sparsity": sparsity, **aside, **loose, **values})
 
     def sync(self) -> int:
         """Put everything on the disk; the size of the file in bytes."""

@@ -56,8 +56,8 @@ class Ledger:
         now, masks = self.running, run.masks
         if now is None:
             return
-        total = run.clock.total
-        images = _images_until(run, total) - _images_until(run, total - 1)
+        place = run.clock.place
+        images = _images_until(run, place) - _images_until(run, place - 1)
         now["train_macs"] += images * method.train_macs(run, run.clock.step - 1, now["macs"], self.dense)
         if masks is not self._masks:
             now["changes"] += 1
@@ -80,7 +80,8 @@ class Ledger:
           row: of the table of rounds, with MACs and the phase's own seconds.
 
         Returns:
-          `seconds`, those of the phase's auxiliary phases included, and `train_macs` of the run up to here.
+          `seconds`, those of the phase's auxiliary phases included, and `train_macs` up to here: of the way
+          to this network. Phases aside are not on the way to others, nor is the phase beside one on its own.
         """
         seconds = row["seconds"]
         for before in reversed(self.entries):
@@ -89,16 +90,26 @@ class Ledger:
             seconds += before["seconds"]
         own = {k: row[k] for k in ("macs", "macs_dense", "seconds")} | {"samples": images_seen(run)}
         trained = 3 * own["samples"] * own["macs"] if self.running is None else self.running["train_macs"]
-        self.entries.append({"phase": phase.name, "auxiliary": phase.auxiliary, "train_macs": trained, **own})
-        return {"seconds": seconds, "train_macs": self.cost(run.clock.total)["train_macs"]}
+        kind = {"auxiliary": phase.auxiliary} | ({"aside": True} if phase.aside else {})
+        self.entries.append({"phase": phase.name, **kind, "train_macs": trained, **own})
+        way = [e for e in self.entries if not e.get("aside")]
+        if phase.aside:
+            way[-1] = self.entries[-1]
+        return {"seconds": seconds, "train_macs": sum(map(_train_macs, way))}
 
-    def cost(self, steps: int) -> dict[str, int]:
-        """Cost of the run; a training step is counted as three forward passes (`Method.train_macs`)."""
+    def cost(self, steps: int, *, aside: bool = False) -> dict[str, int]:
+        """Cost of the run; a training step is counted as three forward passes (`Method.train_macs`).
+
+        Args:
+          steps: optimizer steps that were done.
+          aside: of the phases aside, which are left out otherwise.
+        """
+        entries = [e for e in self.entries if bool(e.get("aside")) is aside]
         return {
             "steps": steps,
-            "samples": sum(e["samples"] for e in self.entries),
-            "train_macs": sum(e.get("train_macs", 3 * e["samples"] * e["macs"]) for e in self.entries),
-            "train_macs_dense": sum(3 * e["samples"] * e["macs_dense"] for e in self.entries),
+            "samples": sum(e["samples"] for e in entries),
+            "train_macs": sum(map(_train_macs, entries)),
+            "train_macs_dense": sum(3 * e["samples"] * e["macs_dense"] for e in entries),
         }
 
     @property
@@ -114,12 +125,17 @@ class Ledger:
         )
 
 
+def _train_macs(entry: Mapping[str, Any]) -> int:
+    """Multiply-adds of a phase's training; entries of earlier versions hold what they follow from."""
+    return entry.get("train_macs", 3 * entry["samples"] * entry["macs"])
+
+
 def images_seen(run: Run) -> int:
     """Training images of the phase that ends now; epochs go on over phases, with a smaller last batch."""
-    return _images_until(run, run.clock.total) - _images_until(run, run.clock.total - run.clock.step)
+    return _images_until(run, run.clock.place) - _images_until(run, run.clock.place - run.clock.step)
 
 
 def _images_until(run: Run, step: int) -> int:
-    """Training images of the first `step` steps of the run."""
+    """Training images of the first `step` steps on the way to a network."""
     epochs, rest = divmod(step, run.data.steps_per_epoch)
     return epochs * run.data.sizes["train"] + rest * run.data.batch_size

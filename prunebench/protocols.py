@@ -5,26 +5,29 @@ options of conf/protocol. Lengths are "160ep" or "2000it". A phase of length 0 t
 """
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 from prunebench.core.phase import Phase, Schedule
 from prunebench.rounds import (
+    Control,
+    ControlAt,
     OptimizerState,
     asked_sparsities,
     check_choice,
     check_common,
+    check_control,
     check_rewind,
+    controlled,
     keeps_state,
     peak_of_phases,
     round_lengths,
 )
 
 Weights = Literal["keep", "init", "rewind", "random"]
-Control = Literal["none", "reinit", "random_layerwise", "random_global", "random_even"]
 Keep = Literal["last", "best"]
 Monitor = Literal["top1", "loss"]
 Spacing = Literal["geometric", "linear"]
-SHUFFLES = {"reinit": None, "random_layerwise": "layerwise", "random_global": "global", "random_even": "even"}
 
 
 def dense(
@@ -125,18 +128,9 @@ def at_init(
     check_choice("protocol.control", control, Control)
     if not 0.0 <= target < 1.0:
         raise ValueError(f"sparsity.target={target}: must lie in [0, 1)")
-    return [
-        Phase(
-            "train",
-            dense,
-            schedule,
-            sparsity=target,
-            weights="random" if control != "none" else "keep",
-            uncontrolled="keep" if control != "none" else None,
-            shuffle=SHUFFLES.get(control),
-            **{"keep": keep, "patience": patience, "monitor": monitor},
-        )
-    ]
+    ends = {"keep": keep, "patience": patience, "monitor": monitor}
+    trained = Phase("train", dense, schedule, sparsity=target, **ends)
+    return [trained if control == "none" else controlled(trained, control)]
 
 
 def iterative(
@@ -158,6 +152,7 @@ def iterative(
     patience: str | None = None,
     monitor: Monitor = "top1",
     control: Control = "none",
+    control_at: ControlAt = "last",
     optimizer_state: OptimizerState = "reset",
     peaks: list[float] | None = None,
 ) -> list[Phase]:
@@ -165,9 +160,11 @@ def iterative(
 
     Phases "dense", "round-01", ... of Han et al. (arXiv 1506.02626; weights=keep), the lottery ticket
     hypothesis (arXiv 1803.03635; init, rewind), learning-rate rewinding (arXiv 2003.02389; keep with
-    retrain=lrw) and BIMP (arXiv 2111.00843; budget). A control changes the last round only: it trains the
-    mask found so far, or a random one, from new random weights, so that all earlier rounds are those of the
-    run without control.
+    retrain=lrw) and BIMP (arXiv 2111.00843; budget). A control trains the mask found so far, or a
+    random one, from new random weights. It takes the place of the last round, so that all earlier rounds are
+    those of the run without control; with control_at=every it is trained beside every round, in phases
+    "round-01-reinit" and the like that leave no trace in the rounds: both are equal bit for bit to runs of
+    their own.
 
     Args:
       schedule: learning rate of dense training.
@@ -192,6 +189,8 @@ def iterative(
       control: none; reinit (the found mask, new weights); random_layerwise, random_global, random_even (new
         weights and the found mask shuffled within each layer, over all layers, or with equal sparsity in
         every layer; `lottery/branch` of facebookresearch/open_lth).
+      control_at: the round whose place the control takes (last), or beside every round (the ablation of
+        DropNet, ICML 2020, section 6, at all levels; figure 3 of arXiv 1803.03635).
       optimizer_state: what every round's optimizer begins with: nothing (reset), or the momentum and the like
         of the weights that are left (keep; with weights=keep).
       peaks: learning rate of dense training and of every round, 1 + `rounds` of them, which the schedules
@@ -205,11 +204,9 @@ def iterative(
     """
     check_common(dense, keep, patience, monitor)
     check_choice("protocol.weights", weights, Weights)
-    check_choice("protocol.control", control, Control)
+    check_control(control, control_at, weights)
     check_choice("sparsity.spacing", spacing, Spacing)
     check_rewind(weights, rewind_to, dense)
-    if control == "reinit" and weights == "random":
-        raise ValueError("protocol.control=reinit: must be none with protocol.weights=random, which reinits")
     carried = keeps_state(optimizer_state, weights, control, keep)
     asked = asked_sparsities(rounds, target, rate, layer_rates, spacing)
     lengths = round_lengths(rounds, dense, retrain, retrain_total, budget, weights, rewind_to)
@@ -219,21 +216,21 @@ def iterative(
     ends = {"keep": keep, "patience": patience, "monitor": monitor}
     plan = [Phase("dense", dense, schedule, snapshot=snapshot, peak=every_peak[0], hands_on=carried, **ends)]
     for j, (sparsity, length) in enumerate(zip(asked, lengths, strict=True), start=1):
-        controlled = control != "none" and j == rounds
-        plan.append(
-            Phase(
-                f"round-{j:02d}",
-                length,
-                retrain_schedule,
-                sparsity=sparsity,
-                weights="random" if controlled else weights,
-                uncontrolled=weights if controlled else None,
-                peak=every_peak[j],
-                shuffle=SHUFFLES[control] if controlled else None,
-                hands_on=carried and j < rounds,
-                **ends,
-            )
+        pruned = Phase(
+            f"round-{j:02d}",
+            length,
+            retrain_schedule,
+            sparsity=sparsity,
+            weights=weights,
+            peak=every_peak[j],
+            hands_on=carried and j < rounds,
+            **ends,
         )
+        if control_at == "every":
+            pruned = replace(pruned, beside=control)
+        elif control != "none" and j == rounds:
+            pruned = controlled(pruned, control)
+        plan.append(pruned)
     return plan
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunebench.core import checkpoint, parallel
 from prunebench.core.method import Method, has_finish
-from prunebench.core.phase import Phase, parse_length
+from prunebench.core.phase import Phase, end_of, parse_length
 from prunebench.core.run import Run
 from prunebench.journal import Checkpoints, Losses, Rows, Shown, Stop, diverged
 from prunebench.ledger import Ledger
@@ -62,6 +62,7 @@ class Recorder:
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.checkpoint_seconds, self._stop = checkpoint_seconds, Stop(asked_to_stop)
         self.rounds: list[dict[str, Any]] = []
+        self.controls: list[dict[str, Any]] = []  # rows of the phases aside
         self.ledger = Ledger(macs)
         self.shared: list[dict[str, str]] = []  # the prefix that was not trained here
         self.pure = True  # the state is what the addresses of the store say: nothing changed on resuming
@@ -104,9 +105,9 @@ class Recorder:
     def _load(self, content: Mapping[str, Any], path: Path, run: Run, method: Method) -> dict[str, Any]:
         checkpoint.restore(content, path=path, run=run, method=method, make_optimizer=self._make_optimizer)
         extra = content["extra"]
-        self.rounds, self.seconds = extra["rounds"], extra["seconds"]
+        self.rounds, self.controls = extra["rounds"], extra.get("controls", [])
         self.ledger.load(extra["trained"], run)
-        self.pruned_test, self._top1 = extra["pruned_test"], extra["top1"]
+        self.pruned_test, self._top1, self.seconds = extra["pruned_test"], extra["top1"], extra["seconds"]
         self._losses.load(extra["losses"])
         self.shared, self.pure = list(extra["shared"]), extra["pure"]
         load_states(self.metrics, checkpoint.to_device(extra["metrics"], run.device))
@@ -151,7 +152,7 @@ class Recorder:
             self.pruned_test = None
         self._losses.clear()
         self.ledger.begin(run)
-        if run.rank == 0 and not phase.auxiliary:
+        if run.rank == 0 and phase.is_round:
             begin_phase(self.metrics, run)
         self._shown.start(run, phase)
 
@@ -191,14 +192,11 @@ class Recorder:
         if self._losses.count:  # of an epoch that the method or the patience rule cut short
             self._epoch_row(run, phase)
         row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
-        row |= self.ledger.add(run, phase, row)
+        row |= self.ledger.add(run, phase, row) | ({"asked": self.rounds[-1]["asked"]} if phase.aside else {})
         self._row(run, phase, "eval", split="test", when="end", **row["test"])
-        if phase.auxiliary:
-            self._row(run, phase, "auxiliary", round=row, **kept_weights(run))
-        else:
-            self.rounds.append(row)
-            self._measure_more(run, method, phase, when="end")
-            self._row(run, phase, "phase", round=row, **kept_weights(run))
+        {"phase": self.rounds, "control": self.controls, "auxiliary": []}[phase.kind].append(row)
+        self._measure_more(run, method, phase, when="end")
+        self._row(run, phase, phase.kind, round=row, **kept_weights(run))
         self.display.phase_end(row)
 
     def between(self, run: Run, method: Method) -> None:
@@ -246,8 +244,8 @@ class Recorder:
 
     def _measure_more(self, run: Run, method: Method, phase: Phase, *, when: str) -> None:
         """Rows of the metrics that are due at this step of a phase, or at its end."""
-        if self.metrics and run.rank == 0 and not phase.auxiliary:
-            last = phase is self.plan[-1] if when == "end" else None
+        if self.metrics and run.rank == 0 and phase.is_round:
+            last = phase is end_of(self.plan) if when == "end" else None
             for name, values in measure_due(self.metrics, run, method, last_phase=last):
                 self._row(run, phase, "metric", metric=name, when=when, **values)
 
@@ -287,6 +285,7 @@ class Recorder:
         extra = {
             "rows": self.rows.sync(),
             "rounds": self.rounds,
+            "controls": self.controls,
             "trained": self.ledger.state,
             "seconds": self._phase_seconds(),
             "pruned_test": self.pruned_test,

@@ -111,15 +111,18 @@ def dense_test(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 def assemble(run: Run, recorder: Any) -> dict[str, Any]:
     """The content of result.json."""
     keys = recorder.store.keys
+    aside = recorder.ledger.cost(run.clock.total - run.clock.place, aside=True)
     rounds, size = recorder.rounds, cost(run.model, run.masks, recorder.macs, tied=run.masks.tied)
     return {
         "version": VERSION,
         **recorder.identity,
         "dense": dense_test(rounds),
         "rounds": rounds,
+        **({"controls": recorder.controls} if recorder.controls else {}),
         "final": rounds[-1],
         "layers": size["layers"],
-        "cost": recorder.ledger.cost(run.clock.total),
+        "cost": recorder.ledger.cost(run.clock.place),
+        **({"cost_of_controls": aside} if recorder.controls else {}),
         "labels_flipped": run.data.flipped,  # share of the training labels that noise has made wrong
         "metrics": sorted(recorder.metrics),
         "shared": recorder.shared,

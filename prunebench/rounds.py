@@ -1,14 +1,19 @@
 """What a protocol's options ask of every round: sparsities, lengths and peaks, checked before training."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 from prunebench.core.allocation import sparsity_after_rounds
+from prunebench.core.phase import Phase
 from prunebench.lengths import check_length, difference, parts, split
 from prunebench.ramps import geometric, linear
 
+Control = Literal["none", "reinit", "random_layerwise", "random_global", "random_even"]
+ControlAt = Literal["last", "every"]
 OptimizerState = Literal["reset", "keep"]
+SHUFFLES = {"reinit": None, "random_layerwise": "layerwise", "random_global": "global", "random_even": "even"}
 
 
 def peak_of_phases(peaks: list[float] | None, rounds: int) -> list[float | None]:
@@ -84,6 +89,41 @@ def round_lengths(
     return split(
         "protocol.budget", budget, rounds, difference("protocol.budget", budget, "protocol.dense", dense)
     )
+
+
+def check_control(control: str, control_at: str, weights: str) -> None:
+    """The control must be one, and be another training than that of the rounds."""
+    check_choice("protocol.control", control, Control)
+    check_choice("protocol.control_at", control_at, ControlAt)
+    if control == "reinit" and weights == "random":
+        raise ValueError("protocol.control=reinit: must be none with protocol.weights=random, which reinits")
+    if control == "none" and control_at != "last":
+        raise ValueError(
+            f"protocol.control_at={control_at}: has no effect with protocol.control=none; choose a control"
+        )
+
+
+def controlled(phase: Phase, control: str) -> Phase:
+    """A control in the place of a round: new weights under its masks, as they are or shuffled."""
+    return replace(phase, weights="random", uncontrolled=phase.weights, shuffle=SHUFFLES[control])
+
+
+def first_phases(plan: list[Phase], count: int | None) -> list[Phase]:
+    """The beginning of a plan with `count` phases that are results; all of it for None."""
+    ends = [place for place, phase in enumerate(plan, start=1) if phase.is_round]
+    return plan if count is None else plan[: ends[count - 1]]
+
+
+def with_controls(plan: list[Phase]) -> list[Phase]:
+    """The plan with the controls that its phases want beside them, each after its phase."""
+    result = []
+    for phase in plan:
+        result.append(phase)
+        if phase.beside is not None:
+            new = controlled(phase, phase.beside)
+            name = f"{phase.name}-{phase.beside}"
+            result.append(replace(new, name=name, sparsity=None, snapshot=(), beside=None, aside=True))
+    return result
 
 
 def check_rewind(weights: str, rewind_to: str, dense: str) -> None:

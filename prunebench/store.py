@@ -185,6 +185,7 @@ def prefix_keys(
                 *((phase.reach,) if phase.within else ()),
                 *(["loss"] if phase.monitor == "loss" else []),
                 *(["hands on"] if phase.hands_on else []),
+                *(["aside"] if phase.aside else []),
             ]
         )
         if index:  # later phases are trained by the retraining schedule, also those before any pruning

@@ -211,6 +211,7 @@ def _twice(phases: list[Phase]) -> list[Phase]:
             shuffle=None,
             snapshot=((START, "0it"), *phase.snapshot),
             auxiliary=True,
+            beside=None,
         )
         plan += [first, phase if phase.uncontrolled else replace(phase, weights=START)]
     return plan

@@ -109,6 +109,8 @@ def fit(
         assert kept in (None, run.masks.kept), f"{phase.name}: {run.masks.kept} kept, {kept} asked for"
         parallel.broadcast_buffers_(run.model, run.world)
         observer.phase_end(run, method, phase)
+        if phase.aside:
+            run.step_back()
         run.clock.next_phase()
         observer.between(run, method)
     method.finish(run)
@@ -122,6 +124,12 @@ def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer,
     of the last one where that phase hands it on.
     """
     run.goal, run.zeros_hold = phase.reach, True
+    if phase.aside:
+        run.step_aside()
+        if phase.shuffle:
+            run.set_masks(shuffled(run.masks, phase.shuffle, run))
+    else:
+        run.clock.began = run.clock.place
     if phase.sparsity is not None:
         _prune(phase, run, method)
         observer.pruned(run, method, phase)
@@ -188,7 +196,7 @@ def train_step(phase: Phase, run: Run, method: Method) -> Tensor:
     run.goal = phase.reach
     run.seed_step()
     set_learning_rate(phase, run)
-    x, y = run.data.batch(run.seed, run.clock.total, rank=run.rank, world=run.world)
+    x, y = run.data.batch(run.seed, run.clock.place, rank=run.rank, world=run.world)
     if not run.model.training:  # setting the mode of every module takes 3 % of a LeNet-300 step
         run.model.train()
     if run.graphed_step is not None and len(y) == run.data.batch_size and not method.changes_step(run):
@@ -208,7 +216,7 @@ def train_step(phase: Phase, run: Run, method: Method) -> Tensor:
 
 def _batch_length(run: Run) -> int:
     """Images of this step's batch over all ranks: the last batch of an epoch may be smaller."""
-    start = run.clock.total % run.data.steps_per_epoch * run.data.batch_size
+    start = run.clock.place % run.data.steps_per_epoch * run.data.batch_size
     return min(run.data.batch_size, run.data.sizes["train"] - start)
 
 
@@ -247,10 +255,7 @@ def _judge(phase: Phase, run: Run, value: float, patience: int | None) -> None:
 
 def _take_best(run: Run, method: Method) -> None:
     """Go back to the best network of the phase, and to the masks that it had."""
-    if masks := run.snapshots.pop("best masks", None):
-        run.set_masks(Masks(masks, run.masks.tied))
-    run.restore("best")
-    del run.snapshots["best"]
+    run.go_back("best")
     if method.hard_masks:
         run.masks.zero_weights_(run.model)
 

@@ -66,6 +66,10 @@ class Masks(Mapping[str, Tensor]):
             self._kept = dict(zip(self, torch.stack(counts).tolist() if counts else []))
         return self._kept
 
+    def count(self) -> None:
+        """Wait for the counts of kept weights now rather than at some later step."""
+        _ = self.kept_per_layer
+
     @property
     def kept(self) -> int:
         """Weights kept, tied entries not counted."""

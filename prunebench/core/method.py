@@ -91,6 +91,10 @@ class Method:
         """
         return not leaves_training_alone(self)
 
+    def waits(self, run: Any) -> bool:
+        """Whether this step needs numbers from the device, for which the host waits."""
+        return False
+
     def train_macs(self, run: Any, step: int, sparse: int, dense: int) -> int:
         """Multiply-adds that training on one image takes in a step, counted as three forward passes.
 
@@ -226,6 +230,10 @@ class Companion(Method):
     def step(self, run: Any) -> None:
         """Step of the base method."""
         self.base.step(run)
+
+    def waits(self, run: Any) -> bool:
+        """As the base method."""
+        return self.base.waits(run)
 
     def train_macs(self, run: Any, step: int, sparse: int, dense: int) -> int:
         """Multiply-adds of the base method."""

@@ -61,6 +61,9 @@ class Phase:
       hands_on: the next phase, which goes on from this one's weights, begins with its optimizer's state.
       auxiliary: the phase only serves the next pruning event: its end is no row in the table of rounds. What
         it costs is counted.
+      beside: the control to train beside this phase (`prunebench.rounds.with_controls`); None: none.
+      aside: such a control, of the phase before: it begins where that one began, with the masks (as they are
+        or shuffled) that it had, and the next phase begins as if there had been no control.
     """
 
     name: str
@@ -80,6 +83,18 @@ class Phase:
     monitor: Literal["top1", "loss"] = "top1"
     hands_on: bool = False
     auxiliary: bool = False
+    beside: str | None = None
+    aside: bool = False
+
+    @property
+    def kind(self) -> Literal["phase", "control", "auxiliary"]:
+        """Which rows its end belongs to: the table of rounds, the controls beside it, or neither."""
+        return "control" if self.aside else "auxiliary" if self.auxiliary else "phase"
+
+    @property
+    def is_round(self) -> bool:
+        """Whether its end is a row of the table of rounds."""
+        return self.kind == "phase"
 
     @property
     def asked(self) -> float | None:
@@ -103,6 +118,11 @@ class Phase:
             place = max(run.clock.steps - steps, 0) if at.startswith("-") else steps
             found[place] = (*found.get(place, ()), name)
         return found
+
+
+def end_of(plan: Sequence[Phase]) -> Phase:
+    """The phase that the plan's network comes from: the last round."""
+    return next(phase for phase in reversed(plan) if phase.is_round)
 
 
 def cycles(plan: Sequence[Phase]) -> int:

@@ -44,6 +44,9 @@ class Clock:
     step: int = 0  # optimizer steps done in this phase
     steps: int = 0  # length of this phase, fixed when it is entered
     total: int = 0  # optimizer steps done in the run
+    place: int = 0  # of these, steps on the way to this network: what batches and random draws depend on
+    began: int = 0  # `place` at which the last phase of the plan itself was entered
+    resumes: int = 0  # during a phase aside: `place` at which the plan goes on after it
     cycle: int = 0  # pruning events so far
     norm_drop: float = 0.0  # ||W - W^p|| / ||W|| at the last pruning event, all weights and biases
     pruned: float = 0.0  # share of the alive prunable weights removed at the last event
@@ -56,6 +59,7 @@ class Clock:
         """Count one optimizer step."""
         self.step += 1
         self.total += 1
+        self.place += 1
 
     def next_phase(self) -> None:
         """Move to the start of the next phase."""
@@ -124,15 +128,15 @@ class Run:
         self._fresh_state = fresh_state
 
     def rng(self, purpose: str) -> torch.Generator:
-        """CPU generator that depends only on (seed, purpose, steps done): no draw disturbs another."""
-        return generator(self.seed, purpose, self.clock.total)
+        """CPU generator that depends only on (seed, purpose, `clock.place`): no draw disturbs another."""
+        return generator(self.seed, purpose, self.clock.place)
 
     def seed_step(self) -> None:
         """Reseed torch's global generators, which dropout draws from, for this step.
 
         `torch.manual_seed` would do the same at 300 times the price (it visits every backend).
         """
-        seed = seed_of(self.seed, "step", self.clock.total, self.rank)
+        seed = seed_of(self.seed, "step", self.clock.place, self.rank)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
@@ -213,7 +217,7 @@ class Run:
           KeyError: if there is no such snapshot.
         """
         if name == "random":
-            state = self._fresh_state("reinit", self.clock.total, self.clock.cycle)
+            state = self._fresh_state("reinit", self.clock.place, self.clock.cycle)
         elif name == "init":
             state = self.initial_state()
         else:
@@ -221,6 +225,24 @@ class Run:
         self.model.load_state_dict(state)
         if self.shrunk is not None:
             self.shrunk.take_(self.model)
+
+    def step_aside(self) -> None:
+        """Keep what the plan goes on with after a phase aside, and stand where the phase before it began."""
+        self.snapshot("aside")
+        self.snapshots["aside masks"] = {n: m.clone() for n, m in self.masks.items()}
+        self.clock.resumes, self.clock.place = self.clock.place, self.clock.began
+
+    def step_back(self) -> None:
+        """Stand where the plan goes on, as if the phase aside had not been."""
+        self.go_back("aside")
+        self.clock.place = self.clock.resumes
+
+    def go_back(self, name: str) -> None:
+        """Restore a snapshot and the masks that were kept with it, if any, and forget both."""
+        if masks := self.snapshots.pop(f"{name} masks", None):
+            self.set_masks(Masks(masks, self.masks.tied))
+        self.restore(name)
+        del self.snapshots[name]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors; the tensors are the live ones, not copies."""
@@ -240,7 +262,7 @@ class Run:
             kind: {n: m.to(self.device) for n, m in masks.items()} for kind, masks in state["masks"].items()
         }
         self.masks = Masks(**on_device)
-        self.clock = Clock(**state["clock"])
+        self.clock = Clock(**{"place": state["clock"]["total"]} | state["clock"])  # earlier ones lack it
         self.snapshots = {
             name: {k: v.to(self.device) for k, v in values.items()}
             for name, values in state["snapshots"].items()

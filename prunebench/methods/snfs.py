@@ -83,10 +83,9 @@ class SNFS(SparseTraining):
         self.momentum, self.redistribute = momentum, redistribute
         self.average: dict[str, Tensor] = {}
 
-    @property
-    def update_waits(self) -> bool:
-        """Whether the host must see numbers that the device has computed, once in an update."""
-        return self.redistribute == "momentum"
+    def waits(self, run: Run) -> bool:
+        """In an update: the host must see how the momentum is spread over the layers."""
+        return self.redistribute == "momentum" and bool(self.moves(run, run.clock.step))
 
     def attach(self, run: Run) -> None:
         """Begin with an average of 0."""

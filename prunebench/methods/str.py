@@ -118,11 +118,16 @@ class STR(Latent):
         torch._foreach_mul_(gradients, signs)
         self.step_raw(run, params)
         self._show(run)
+        run.zeros_hold = self.waits(run)
+        if run.zeros_hold:
+            masks = Masks({n: p != 0 for n, p in zip(self.raw, params)})
+            masks.count()
+            run.replace_masks(masks)
+
+    def waits(self, run: Run) -> bool:
+        """When the masks are read: how many weights are left, only the device knows."""
         time = run.clock.step + 1
-        read = time % self.interval == 0 or time % run.data.steps_per_epoch == 0 or time == run.clock.steps
-        run.zeros_hold = read
-        if read:
-            run.replace_masks(Masks({n: p != 0 for n, p in zip(self.raw, params)}))
+        return time % self.interval == 0 or time % run.data.steps_per_epoch == 0 or time == run.clock.steps
 
     @torch.no_grad()
     def _show(self, run: Run) -> None:

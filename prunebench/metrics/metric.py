@@ -59,7 +59,7 @@ class Metric:
         Raises:
           ValueError: if the plan gives one measurement only.
         """
-        if self.every == "end" or (self.every == "phase" and sum(not p.auxiliary for p in plan) < 2):
+        if self.every == "end" or (self.every == "phase" and sum(p.is_round for p in plan) < 2):
             raise ValueError(f"every={self.every}: needs two measurements, this plan gives one")
 
     def begin(self, run: Run) -> None:

@@ -24,19 +24,27 @@ WHOLE = re.compile(r"[&*]|^(?:---|\.\.\.|%)|\A[^A-Za-z_]", re.MULTILINE)
 VOLATILE = re.compile(r"^(?:seed|out):.*\n(?:[ ].*\n)*|^  store:.*\n(?:   .*\n)*", re.MULTILINE)
 
 
-def read_configuration(directory: Path) -> Mapping[str, str] | None:
+CONTROL, CONTROL_AT = "protocol.control", "protocol.control_at"
+
+
+def read_configuration(directory: Path, *, aside: bool = False) -> Mapping[str, str] | None:
     """Options of a run's config.yaml that can influence its numbers: dotted key -> canonical text.
 
     Values that other options refer to (`recipe`) are there too. None if the file is missing or damaged.
+
+    Args:
+      directory: of the run.
+      aside: of the controls beside its rounds; their options, and those of the rounds, are the options of
+        runs that do only the one or the other.
     """
     try:
         text = (directory / "config.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    return _parsed(VOLATILE.sub("", text))
+    return _parsed(VOLATILE.sub("", text), aside)
 
 
-def _parsed(text: str) -> Mapping[str, str] | None:
+def _parsed(text: str, aside: bool) -> Mapping[str, str] | None:
     """The content of a config.yaml.
 
     It is read section by section, a section being a key at the left edge with all that is indented below it:
@@ -47,7 +55,7 @@ def _parsed(text: str) -> Mapping[str, str] | None:
     found = [_section(section) for section in sections]
     if None in found and len(sections) > 1:
         found = [_section(text)]
-    return None if None in found or not found else _merged(tuple(found))
+    return None if None in found or not found else _merged(tuple(found), aside)
 
 
 @cache
@@ -70,9 +78,21 @@ def _section(text: str) -> tuple[tuple[str, str], ...] | None:
 
 
 @cache
-def _merged(sections: tuple[tuple[tuple[str, str], ...], ...]) -> Mapping[str, str]:
+def _merged(sections: tuple[tuple[tuple[str, str], ...], ...], aside: bool) -> Mapping[str, str]:
     """One mapping of all sections; runs of one configuration have it in common."""
-    return {key: text for section in sections for key, text in section}
+    return one_side({key: text for section in sections for key, text in section}, aside=aside)
+
+
+def one_side(options: dict[str, str], *, aside: bool) -> dict[str, str]:
+    """Options of a run of the rounds alone, or of the controls, where a run trains these beside the rounds.
+
+    >>> both = {"protocol.control": "reinit", "protocol.control_at": "every"}
+    >>> one_side(dict(both), aside=True), one_side(dict(both), aside=False)
+    ({'protocol.control': 'reinit'}, {'protocol.control': 'none'})
+    """
+    if options.pop(CONTROL_AT, "last") == "every" and not aside:
+        options[CONTROL] = "none"
+    return options
 
 
 @lru_cache(maxsize=1024)

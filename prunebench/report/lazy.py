@@ -21,14 +21,15 @@ class RoundsOnDisk(Sequence[dict]):
 
     Attributes:
       directory: of the run, where result.json is.
+      aside: these are the controls beside the rounds.
       keys: names of all numbers of the rounds, with dots, in the order in which they come.
       seconds: of all rounds together.
     """
 
-    __slots__ = ("_count", "_last", "directory", "keys", "seconds")
+    __slots__ = ("_count", "_last", "aside", "directory", "keys", "seconds")
 
-    def __init__(self, directory: Path, rounds: Sequence[dict]):
-        self.directory, self._count = directory, len(rounds)
+    def __init__(self, directory: Path, rounds: Sequence[dict], *, aside: bool = False):
+        self.directory, self.aside, self._count = directory, aside, len(rounds)
         self._last = slim(rounds[-1])
         self.keys = keys_of(rounds)
         self.seconds = sum(row.get("seconds", 0) for row in rounds)
@@ -39,7 +40,7 @@ class RoundsOnDisk(Sequence[dict]):
     def __getitem__(self, index: Any) -> Any:
         if index in (-1, self._count - 1):
             return self._last
-        rounds = _rounds(self.directory)
+        rounds = _rounds(self.directory, self.aside)
         if len(rounds) != self._count:
             raise ValueError(f"{self.directory}: has changed since prune-report began; start it again")
         return rounds[index]
@@ -99,9 +100,9 @@ def slim(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=NEAR)
-def _rounds(directory: Path) -> list[dict]:
+def _rounds(directory: Path, aside: bool) -> list[dict]:
     try:
-        return json.loads((directory / "result.json").read_bytes())["rounds"]
+        return json.loads((directory / "result.json").read_bytes())["controls" if aside else "rounds"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory}: cannot be read again: {error}") from error
 

@@ -41,6 +41,8 @@ def learning_rates(runs: Sequence[Run], names: Sequence[str]) -> list[Rates]:
     """
     chosen: dict[tuple, tuple[tuple, Run]] = {}
     for run, name in zip(runs, names):
+        if run.aside:
+            continue
         key = (run.identity["model"], run.identity["dataset"], name)
         deep = (run.target or 0.0) if run.rounds else 0.0
         order = (run.status != "done", -deep, run.identity["seed"], str(run.directory))

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from prunebench.report.configuration import read_configuration
+from prunebench.report.configuration import CONTROL, one_side, read_configuration
 from prunebench.report.lazy import HELD, RoundsOnDisk, flat, slim
 
 VERSION = 1
@@ -35,6 +35,7 @@ class Run:
       rounds: rows of result.json, in order; at least one if done.
       overrides: what the user typed, as key -> value.
       totals: flat numbers of the whole run, "cost.steps", "time.seconds", ...
+      aside: the rounds are the controls that were trained beside those of the run.
     """
 
     directory: Path
@@ -44,16 +45,18 @@ class Run:
     rounds: Sequence[dict]
     overrides: dict[str, str]
     totals: dict[str, Any]
+    aside: bool = False
 
     @property
     def is_control(self) -> bool:
         """Whether the last round is a control; the rounds before it are those of the run without it."""
-        return (self.configuration or self.overrides).get("protocol.control", "none") != "none"
+        return (self.configuration or self.overrides).get(CONTROL, "none") != "none"
 
     @property
     def places(self) -> range:
         """Places in `rounds` of what the run itself stands for: all, or of a control the last."""
-        return range(len(self.rounds))[-1:] if self.is_control else range(len(self.rounds))
+        every = range(len(self.rounds))
+        return every[-1:] if self.is_control and not self.aside else every
 
     @property
     def target(self) -> float | None:
@@ -76,7 +79,7 @@ class Run:
     @cached_property
     def configuration(self) -> Mapping[str, str] | None:
         """The options that can influence the numbers, see `configuration.read_configuration`."""
-        return read_configuration(self.directory)
+        return read_configuration(self.directory, aside=self.aside)
 
 
 @dataclass
@@ -115,17 +118,17 @@ def _load(directories: Sequence[str]) -> Found:
                 continue
             seen.add(place)
             try:
-                run = read_run(path)
+                both = read_runs(path)
             except (ValueError, KeyError, TypeError, OSError) as error:
                 found.broken.append((path, _reason(error)))
                 continue
-            if run is None:
+            if not both:
                 found.other_version.append(path)
-                continue
-            held += len(run.rounds)
-            if held > HELD and run.status == "done":
-                run = replace(run, rounds=RoundsOnDisk(path, run.rounds))
-            found.runs.append(run)
+            for run in both:
+                held += len(run.rounds)
+                if held > HELD and run.status == "done":
+                    run = replace(run, rounds=RoundsOnDisk(path, run.rounds, aside=run.aside))
+                found.runs.append(run)
     return found
 
 
@@ -138,8 +141,10 @@ def run_directories(directory: str) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def read_run(directory: Path) -> Run | None:
-    """The run in a directory, or None if another version of the format wrote it.
+def read_runs(directory: Path) -> list[Run]:
+    """The run in a directory, and as another the controls that it trained beside its rounds, if any.
+
+    None if another version of the format wrote it.
 
     Raises:
       ValueError, KeyError, TypeError, OSError: if its files are incomplete or damaged.
@@ -150,27 +155,43 @@ def read_run(directory: Path) -> Run | None:
         raise ValueError("neither result.json nor identity.json")
     content = _json(directory / source)
     if content.get("version", VERSION) != VERSION:
-        return None
+        return []
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise ValueError(f"{source}: no {', '.join(missing)}")
-    rounds = content["rounds"] if done else _finished_rounds(directory / "metrics.jsonl")
+    rounds = content["rounds"] if done else _finished_rounds(directory / "metrics.jsonl", "phase")
+    controls = (
+        content.get("controls", []) if done else _finished_rounds(directory / "metrics.jsonl", "control")
+    )
     if done and not rounds:
         raise ValueError(f"{source}: no rounds")
-    for row in rounds:
+    for row in [*rounds, *controls]:
         missing = [key for key in REQUIRED_IN_ROUND if key not in row]
         if missing:
             raise ValueError(f"a round without {', '.join(missing)}")
     dense = content.get("dense") if done else _dense_of(rounds)
-    return Run(
+    typed = _overrides(directory / "overrides.json")
+    run = Run(
         directory=directory,
         status="done" if done else "partial",
         identity=slim(_identity(content)),
         dense=slim(dense) if dense else None,
         rounds=rounds,
-        overrides=slim(_overrides(directory / "overrides.json")),
+        overrides=slim(one_side(dict(typed), aside=False)),
         totals=slim(flat({key: content[key] for key in ("cost", "time") if key in content})),
     )
+    if not controls:
+        return [run]
+    beside = {"rounds": controls, "overrides": slim(one_side(typed, aside=True)), "aside": True}
+    return [run, replace(run, **beside, totals=_totals_of_controls(run, controls[-1]))]
+
+
+def _totals_of_controls(run: Run, last: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a run whose last round this control is, as far as they are known."""
+    totals = {key: value for key, value in run.totals.items() if key != "time.seconds"}
+    if last.get("steps") != run.rounds[-1].get("steps"):
+        totals = {key: value for key, value in totals.items() if key not in ("cost.steps", "cost.samples")}
+    return totals | ({"cost.train_macs": last["train_macs"]} if totals else {})
 
 
 def _json(path: Path) -> dict:
@@ -191,6 +212,8 @@ def _identity(content: Mapping) -> dict[str, Any]:
         "final",
         "layers",
         "cost",
+        "controls",
+        "cost_of_controls",
         "shared",
         "stored",
         "time",
@@ -204,7 +227,8 @@ def rows_of(path: Path, kind: str, *, mark: str) -> Iterator[dict]:
 
     Args:
       path: the file.
-      kind: "train", "eval", "prune", "metric", "auxiliary" or "phase".
+      kind: "train", "eval", "prune", "metric", "auxiliary", "phase" or "control" (a phase aside). All other
+        rows of phases aside are left out.
       mark: what every line with such a row contains; spares the parsing of the others.
 
     Raises:
@@ -222,16 +246,16 @@ def rows_of(path: Path, kind: str, *, mark: str) -> Iterator[dict]:
             if place == len(lines) - 1:
                 return
             raise ValueError(f"{path.name}: line {place + 1}: {error}") from error
-        if isinstance(row, dict) and row.get("kind") == kind:
+        if isinstance(row, dict) and row.get("kind") == kind and (kind == "control" or "aside" not in row):
             yield row
 
 
-def _finished_rounds(path: Path) -> list[dict]:
-    """Rounds from the rows of kind "phase"; of a phase written twice (a resumed run) the later row counts.
+def _finished_rounds(path: Path, kind: str) -> list[dict]:
+    """Rounds from the rows of a kind; of a phase written twice (a resumed run) the later row counts.
 
     Phases that only serve the next pruning event are rows of kind "auxiliary" and no rounds.
     """
-    return list({row["phase"]: row["round"] for row in rows_of(path, "phase", mark='"round"')}.values())
+    return list({row["phase"]: row["round"] for row in rows_of(path, kind, mark='"round"')}.values())
 
 
 def is_dense(row: Mapping) -> bool:

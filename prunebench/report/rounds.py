@@ -89,7 +89,7 @@ def round_lines(result: Mapping, *, width: int) -> list[str]:
     )
     method = "+".join([result["method"], *result.get("companion", [])])
     lines = [f"{method}: {result['model']} on {result['dataset']}, seed {result['seed']}", ""]
-    lines += table(ROUNDS, result["rounds"], width=width)
+    lines += table(ROUNDS, _with_controls(result["rounds"], result.get("controls", [])), width=width)
     lines.append(f"{control}{last['params_total']:,} parameters, {count(last['macs_dense'])} MACs per image")
     lines.append("test accuracy in percent, change in points against the dense control")
     if "channels" in last:
@@ -103,6 +103,12 @@ def round_lines(result: Mapping, *, width: int) -> list[str]:
             f"taken from the shared store: {', '.join(entry['phase'] for entry in result['shared'])}"
         )
     return lines
+
+
+def _with_controls(rounds: Sequence[Mapping], controls: Sequence[Mapping]) -> list[Mapping]:
+    """Every round, and after it the control that was trained beside it."""
+    beside = {row["cycle"]: row for row in controls}
+    return [row for round_ in rounds for row in (round_, beside.get(round_["cycle"])) if row is not None]
 
 
 def phase_line(row: Mapping) -> str:

@@ -51,7 +51,7 @@ def searches(runs: Sequence[Run], names: Sequence[str]) -> tuple[list[Search], l
     out, broken = [], []
     for run, name in zip(runs, names):
         path = run.directory / "oracle.json"
-        if not path.exists():
+        if not path.exists() or run.aside:
             continue
         try:
             content = _checked(json.loads(path.read_text(encoding="utf-8")))

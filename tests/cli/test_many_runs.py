@@ -34,7 +34,7 @@ def test_the_runs_of_a_tree_are_told_apart_and_averaged_over_seeds(tree, capsys)
 
 def test_a_run_of_a_tree_has_the_files_and_the_keys_of_a_real_one(tree):
     copy = read.load(["tree"]).runs[0]
-    real = read.read_run(tree)
+    (real,) = read.read_runs(tree)
     assert {path.name for path in copy.directory.iterdir()} <= {path.name for path in tree.iterdir()}
     assert copy.identity.keys() == real.identity.keys()
     assert copy.configuration.keys() == real.configuration.keys()

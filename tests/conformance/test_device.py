@@ -12,6 +12,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 @pytest.mark.parametrize("network", ["wrn", "lenet300"])
 def test_masks_are_the_same_on_cuda_from_the_same_weights(case, network):
     overrides = kit.tiny(case, network)
+    if network == "wrn":
+        overrides = (*overrides, "model.dropout=0")  # every device draws its own, also for scores
     here, there = kit.assemble(overrides), kit.assemble(overrides, device="cuda")
     there.run.model.load_state_dict(here.run.model.state_dict())
     drawn = images_drawn(here.run)
@@ -46,9 +48,7 @@ def test_twenty_steps_make_the_host_wait_for_nothing(case):
     torch.cuda.synchronize()
     try:
         for _ in range(20):
-            # an update whose numbers depend on what was computed may wait; the steps between must not
-            waits = getattr(parts.method, "update_waits", False) and parts.method.moves(run, run.clock.step)
-            torch.cuda.set_sync_debug_mode("default" if waits else "error")
+            torch.cuda.set_sync_debug_mode("default" if parts.method.waits(run) else "error")
             train_step(phase, run, parts.method)
             run.clock.step = (run.clock.step + 1) % run.clock.steps
             run.clock.total += 1

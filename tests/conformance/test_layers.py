@@ -36,7 +36,7 @@ BELOW = {
     "record": {"core", "journal", "ledger", "metrics", "result", "store"},
     "machine": {"core", "models"},
     "compression": set(),
-    "assembly": {"compression", "core", "data", "machine"},
+    "assembly": {"compression", "core", "data", "machine", "rounds"},
     "describe": {"compression", "core", "machine"},
 }
 TOP = {"cli", "launch", "config", "experiment", "explain", "oracle", "sweep"}  # may import everything

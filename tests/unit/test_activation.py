@@ -76,7 +76,8 @@ def test_mean_activations_are_those_of_the_card():
     assert scores["fc1"].tolist() == pytest.approx([1, 0.1, 2.5, 0.4, 0.1])
     assert scores["fc2"].tolist() == pytest.approx([1, 5, 0.2, 1], abs=1e-12)
     negated = mean_activation(given(), granularity="neuron", drop="maximum")
-    assert all(torch.equal(negated[n], -s) for n, s in scores.items())
+    for name, score in scores.items():
+        torch.testing.assert_close(negated[name], -score)
 
 
 def test_mean_activation_does_not_depend_on_the_batches_and_scales_with_its_layer():

@@ -131,7 +131,7 @@ def test_random_channels_of_wide_and_narrow_layers_have_the_same_chance():
     alive = select_units(random_channels(run, granularity="neuron"), 0.5, units=units, allocation="global")
     kept = [int(a.sum()) for a in alive.values()]
     assert sum(kept) == 200 and abs(kept[0] - 100) < 30  # 3 standard deviations
-    run.clock.total = 1
+    run.clock.place = 1
     other = select_units(random_channels(run, granularity="neuron"), 0.5, units=units, allocation="global")
     assert not torch.equal(alive["fc1"], other["fc1"])
 

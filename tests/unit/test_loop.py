@@ -374,7 +374,7 @@ def test_a_schedule_sees_where_the_run_stands():
 
 def test_the_batch_length_counts_the_smaller_last_batch_of_every_epoch():
     run, lengths = make_run(), []
-    for run.clock.total in range(7):
+    for run.clock.place in range(7):
         lengths.append(_batch_length(run))
     assert lengths == [4, 4, 2, 4, 4, 2, 4]
 
@@ -387,7 +387,7 @@ def test_scaled_losses_of_unequal_parts_average_to_the_whole_batch_s_loss(monkey
         run = make_run(rank=rank, world=world)
         run.model.eval()
         run.model.train = lambda mode=True, run=run: run.model  # BatchNorm couples the images of a part
-        run.clock.total, run.clock.steps = 1, 3  # a batch of 4 images in parts of 1, 1 and 2
+        run.clock.place, run.clock.steps = 1, 3  # a batch of 4 images in parts of 1, 1 and 2
         run.optimizer = make_optimizer(run, Method())
         method = Method()
         method.step = lambda run: None

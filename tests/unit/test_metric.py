@@ -79,7 +79,7 @@ def test_the_images_of_the_probe_do_not_depend_on_the_batch_size(size):
 
 def test_the_probe_is_not_augmented_and_the_same_for_every_seed_and_size():
     run, other = tiny_run(), tiny_run()
-    other.seed, other.clock.total = 5, 17
+    other.seed, other.clock.place = 5, 17
     ((x, y),) = probe(run, 12)
     ((again, labels),) = probe(other, 20, batch_size=100)
     assert torch.equal(again[:12], x) and torch.equal(labels[:12], y)

@@ -176,8 +176,8 @@ def test_the_growth_of_set_is_uniform_over_the_free_places():
     run.optimizer, run.clock.steps = sgd(run, None), 1000
     mask, count, draws = run.masks["0.weight"], torch.zeros(10), 3000
     method = SET(drop_fraction=0.5)
-    for total in range(draws):
-        run.clock.total = total
+    for place in range(draws):
+        run.clock.place = place
         run.model[0].weight.data = torch.tensor([THETA])
         run.masks = Masks({"0.weight": mask.clone()})
         method.update(run, {"0.weight": 2}, {"0.weight": 2}, method.growth(run, ["0.weight"]))

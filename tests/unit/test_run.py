@@ -45,10 +45,10 @@ def test_rng_depends_on_seed_purpose_and_steps_done_only():
     assert draw(run, "x") == first == draw(other, "x")
 
 
-@pytest.mark.parametrize("change", ["seed", "purpose", "total"])
+@pytest.mark.parametrize("change", ["seed", "purpose", "place"])
 def test_rng_changes_with(change):
     run = make_run(seed=1 if change == "seed" else 0)
-    run.clock.total = 1 if change == "total" else 0
+    run.clock.place = 1 if change == "place" else 0
     assert draw(run, "y" if change == "purpose" else "x") != draw(make_run(), "x")
 
 
@@ -85,9 +85,9 @@ def test_seed_step_makes_dropout_a_function_of_the_step():
     first = masks()
     torch.rand(7)
     assert torch.equal(masks(), first)
-    run.clock.total += 1
+    run.clock.place += 1
     assert not torch.equal(masks(), first)
-    run.clock.total, run.rank = 0, 1
+    run.clock.place, run.rank = 0, 1
     assert not torch.equal(masks(), first)
 
 
@@ -120,8 +120,8 @@ def test_random_weights_are_new_at_every_event_and_the_same_when_repeated():
     run = make_run()
     start = run.model[0].weight.detach().clone()
     seen = []
-    for total in (0, 10, 10):
-        run.clock.total = total
+    for place in (0, 10, 10):
+        run.clock.place = place
         run.restore("random")
         seen.append(run.model[0].weight.detach().clone())
     assert torch.equal(seen[1], seen[2])
@@ -159,6 +159,8 @@ def test_a_new_phase_starts_at_step_0_and_forgets_the_best():
         step=5,
         steps=9,
         total=20,
+        place=15,
+        began=10,
         cycle=2,
         norm_drop=0.1,
         pruned=0.2,
@@ -168,14 +170,14 @@ def test_a_new_phase_starts_at_step_0_and_forgets_the_best():
     )
     clock.tick()
     clock.next_phase()
-    assert clock == Clock(phase=2, total=21, cycle=2, norm_drop=0.1, pruned=0.2)
+    assert clock == Clock(phase=2, total=21, place=16, began=10, cycle=2, norm_drop=0.1, pruned=0.2)
 
 
 def test_a_state_loaded_into_another_run_is_the_saved_one():
     run, other = make_run(), make_run(seed=1)
     run.set_masks(Masks({"0.weight": torch.rand(3, 4) > 0.5, "2.weight": torch.rand(2, 3) > 0.5}))
     run.snapshot("best")
-    run.clock = Clock(1, 2, 3, 4, 5, 0.6, 0.7, True, 0.8, 2)
+    run.clock = Clock(1, 2, 3, 9, 4, 1, 4, 5, 0.6, 0.7, True, 0.8, 2)
     for r in (run, other):
         r.optimizer = torch.optim.Adam(r.model.parameters(), lr=0.1)
     run.model(torch.randn(6, 4)).sum().backward()
