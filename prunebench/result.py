@@ -125,10 +125,27 @@ def assemble(run: Run, recorder: Any) -> dict[str, Any]:
         **({"cost_of_controls": aside} if recorder.controls else {}),
         "labels_flipped": run.data.flipped,  # share of the training labels that noise has made wrong
         "metrics": sorted(recorder.metrics),
+        **({"measured": last_measured(recorder.rows.content())} if recorder.metrics else {}),
         "shared": recorder.shared,
         "stored": {recorder.plan[i].name: key for i, key in keys.items()},  # where phases' end states lie
         "time": {"seconds": recorder.ledger.seconds},
     }
+
+
+def last_measured(rows: bytes) -> dict[str, dict[str, Any]]:
+    """Metric -> what it measured last: numbers and words of its last row, and the phase; lists are left out.
+
+    Args:
+      rows: the content of metrics.jsonl.
+    """
+    place = ("kind", "metric", "when", "cycle", "step", "total", "epoch", "sparsity", "zeros_hold")
+    found = {}
+    for line in rows.splitlines():
+        if b'"metric"' in line and (row := json.loads(line))["kind"] == "metric":
+            found[row["metric"]] = {
+                k: v for k, v in row.items() if k not in place and not isinstance(v, list | dict)
+            }
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -47,8 +47,8 @@ class Latency(Metric):
         *,
         every: str = "end",
         batches: list[int] = (1, 64),
-        warmup: int = 10,
-        repeats: int = 50,
+        warmup: int = 20,
+        repeats: int = 100,
     ):
         super().__init__(every=every)
         if not batches or len(set(batches)) < len(batches):

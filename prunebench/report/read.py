@@ -218,6 +218,7 @@ def _identity(content: Mapping) -> dict[str, Any]:
         "stored",
         "time",
         "metric_options",
+        "measured",
     )
     return flat({key: value for key, value in content.items() if key not in left_out})
 

@@ -38,6 +38,16 @@ ROUNDS = (
 )
 
 
+LATENCY = (
+    Column("batch", "batch", "{:,}".format),
+    Column("masked", "median", "{:.3g}".format, "masked"),
+    Column("masked_iqr", "iqr", "{:.2g}".format, "masked"),
+    Column("shrunk", "median", "{:.3g}".format, "shrunk"),
+    Column("shrunk_iqr", "iqr", "{:.2g}".format, "shrunk"),
+    Column("speed", "speed", ratio),
+)
+
+
 def plan_lines(title: str, phases: Sequence[Mapping], facts: Mapping[str, str], *, width: int) -> list[str]:
     """The plan as text: title, facts, a table of the phases with their total.
 
@@ -102,7 +112,24 @@ def round_lines(result: Mapping, *, width: int) -> list[str]:
         lines.append(
             f"taken from the shared store: {', '.join(entry['phase'] for entry in result['shared'])}"
         )
-    return lines
+    return lines + _latency_lines(result.get("measured", {}).get("latency"), width=width)
+
+
+def _latency_lines(measured: Mapping | None, *, width: int) -> list[str]:
+    """What the metric `latency` found, a row per batch size; nothing if it did not measure."""
+    if measured is None:
+        return []
+    sizes = [int(key.rpartition("_")[2]) for key in measured if key.startswith("masked_milliseconds_iqr_")]
+    rows = [
+        {"batch": size, "speed": measured.get(f"measured_speedup_{size}")}
+        | {name: measured.get(f"{name}_milliseconds_{size}") for name in ("masked", "shrunk")}
+        | {f"{name}_iqr": measured.get(f"{name}_milliseconds_iqr_{size}") for name in ("masked", "shrunk")}
+        for size in sizes
+    ]
+    shown = [c for c in LATENCY if c.key == "batch" or any(row.get(c.key) is not None for row in rows)]
+    threads = f", {measured['threads']} thread{'s' if measured['threads'] > 1 else ''}"
+    where = f"{measured['device']}{'' if 'NVIDIA' in measured['device'] else threads}"
+    return ["", f"measured: milliseconds of a forward pass on {where}", *table(shown, rows, width=width)]
 
 
 def _with_controls(rounds: Sequence[Mapping], controls: Sequence[Mapping]) -> list[Mapping]:

@@ -264,11 +264,11 @@ def untimed(row: dict[str, Any]) -> dict[str, Any]:
 def on_disk(directory: Path) -> dict[str, Any]:
     """What a finished run leaves, less what time and sharing may change."""
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((directory / "result.json").read_text())
+    result["measured"] = {name: untimed(values) for name, values in result.get("measured", {}).items()}
     return {
         "rows": without([untimed(row) for row in rows], "seconds"),
-        "result": without(
-            json.loads((directory / "result.json").read_text()), "seconds", "time", "shared", "stored"
-        ),
+        "result": without(result, "seconds", "time", "shared", "stored"),
         "weights": (directory / "final.safetensors").read_bytes(),
         "masks": (directory / "masks.safetensors").read_bytes(),
     }

@@ -128,3 +128,16 @@ def write_configuration(trace):
 def test_controls_that_cannot_stand_aside_are_refused(options, message):
     with pytest.raises((ValueError, InstantiationException), match=message):
         kit.assemble(kit.tiny(IMP, "lenet300", EVERY, *options))
+
+
+def test_what_metrics_measured_last_is_in_the_result(tmp_path):
+    options = ("metrics=[train_accuracy,latency,mask_overlap]", "metrics.train_accuracy.every=4it")
+    options += ("metrics.latency.repeats=3", "protocol.control=reinit", EVERY)
+    kit.recorded(kit.tiny(IMP, "lenet300", *options), tmp_path).fit()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = json.loads((tmp_path / "result.json").read_text())["measured"]
+    assert set(measured) == {"train_accuracy", "latency", "mask_overlap"}
+    for name, values in measured.items():
+        own = [row for row in rows if row["kind"] == "metric" and row["metric"] == name]
+        assert values["phase"] == "round-03" and not [row for row in own if "aside" in row]
+        assert values.items() <= own[-1].items()

@@ -302,3 +302,23 @@ def test_numbers_are_printed_in_the_units_of_the_field():
     assert [points(x) for x in (0.0042, -0.01, -0.00001)] == ["+0.42", "-1.00", "+0.00"]
     assert [ratio(x) for x in (1.0, 19.97, 1234.5)] == ["1.00x", "20.0x", "1234x"]
     assert [seconds(3.04), seconds(59.96), clock(3723)] == ["3.0", "1:00", "1:02:03"]
+
+
+def test_latency_stands_below_the_rounds_with_a_row_for_every_batch_size():
+    measured = {"threads": 2, "device": "some processor", "masked_macs": 3}
+    for size, (masked, shrunk) in {1: (2.0, 1.0), 64: (8.0, 1.6)}.items():
+        for name, value in (("masked", masked), ("shrunk", shrunk)):
+            measured[f"{name}_milliseconds_{size}"] = value
+            measured[f"{name}_milliseconds_iqr_{size}"] = value / 10
+        measured[f"measured_speedup_{size}"] = masked / shrunk
+    result = a_result(2) | {"measured": {"latency": measured}}
+    lines = round_lines(result, width=80)
+    place = lines.index("measured: milliseconds of a forward pass on some processor, 2 threads")
+    assert [line.split() for line in lines[place + 4 :]] == [
+        ["1", "2", "0.2", "1", "0.1", "2.00x"],
+        ["64", "8", "0.8", "1.6", "0.16", "5.00x"],
+    ]
+    only_masked = {k: v for k, v in measured.items() if "shrunk" not in k and "speedup" not in k}
+    lines = round_lines(a_result(2) | {"measured": {"latency": only_masked}}, width=80)
+    assert lines[-1].split() == ["64", "8", "0.8"]
+    assert not [line for line in round_lines(a_result(2), width=80) if "milliseconds" in line]
