@@ -34,7 +34,8 @@ LATER: dict[str, Any] = {
     **{"protocol.peaks": None, "protocol.before": None, "protocol.peak": None, "protocol.monitor": "top1"},
     **{"sparsity.compression": None, "sparsity.round_to": None, "method.round_to": None},
     **{"method.iterations": 1, "trainer.shrink": False, "protocol.optimizer_state": "reset"},
-    "protocol.control_at": "last",
+    **{"sparsity.max_ratio": None, "method.max_ratio": None, "protocol.control_at": "last"},
+    **{"sparsity.normalizer": "none", "method.normalizer": "none"},
 }
 GROUPS = (
     *("model", "dataset", "optimizer", "schedule", "retrain", "criterion", "sparsity", "protocol", "method"),
@@ -57,6 +58,8 @@ class Sparsity:
     layer_rates: Any = None
     min_kept: int = 1
     round_to: Optional[int] = None  # noqa: UP045
+    max_ratio: Optional[float] = None  # noqa: UP045
+    normalizer: str = "none"
     exclude: list[str] = field(default_factory=list)
 
 

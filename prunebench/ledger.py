@@ -21,8 +21,9 @@ class Ledger:
 
     Attributes:
       entries: one dict per phase, plain numbers, as a checkpoint carries them.
-      running: of the phase that trains: MACs of one image now, MACs of its training so far, and how often
-        masks changed since the last row of metrics.jsonl; None in a phase that was begun without it.
+      running: of the phase that trains: MACs of one image now, MACs of its training so far, how often masks
+        changed since the last row of metrics.jsonl, and MACs of the scores of its pruning event, if it has
+        one; None in a phase that was begun without it.
     """
 
     def __init__(self, macs: Mapping[str, int]) -> None:
@@ -50,6 +51,9 @@ class Ledger:
         """A phase begins with the masks that the run has now."""
         self._masks = run.masks
         self.running = {"macs": self._of_an_image(run.masks), "train_macs": 0, "changes": 0}
+        if run.scoring is not None:
+            computed, scored = run.scoring
+            self.running["score_macs"] = computed * self._of_an_image(scored) // self.dense
 
     def step(self, run: Run, method: Method) -> None:
         """Count the step that has just been done; waits for the device only if new masks must be counted."""
@@ -82,6 +86,8 @@ class Ledger:
         Returns:
           `seconds`, those of the phase's auxiliary phases included, and `train_macs` up to here: of the way
           to this network. Phases aside are not on the way to others, nor is the phase beside one on its own.
+          `score_macs` of its pruning event, if it has one: what the scores took, counted as it was computed,
+          less the same share of zeros as training's.
         """
         seconds = row["seconds"]
         for before in reversed(self.entries):
@@ -90,12 +96,13 @@ class Ledger:
             seconds += before["seconds"]
         own = {k: row[k] for k in ("macs", "macs_dense", "seconds")} | {"samples": images_seen(run)}
         trained = 3 * own["samples"] * own["macs"] if self.running is None else self.running["train_macs"]
+        scores = {k: v for k, v in (self.running or {}).items() if k == "score_macs"}
         kind = {"auxiliary": phase.auxiliary} | ({"aside": True} if phase.aside else {})
-        self.entries.append({"phase": phase.name, **kind, "train_macs": trained, **own})
+        self.entries.append({"phase": phase.name, **kind, "train_macs": trained, **own, **scores})
         way = [e for e in self.entries if not e.get("aside")]
         if phase.aside:
             way[-1] = self.entries[-1]
-        return {"seconds": seconds, "train_macs": sum(map(_train_macs, way))}
+        return {"seconds": seconds, "train_macs": sum(map(_train_macs, way)), **scores}
 
     def cost(self, steps: int, *, aside: bool = False) -> dict[str, int]:
         """Cost of the run; a training step is counted as three forward passes (`Method.train_macs`).
@@ -110,6 +117,7 @@ class Ledger:
             "samples": sum(e["samples"] for e in entries),
             "train_macs": sum(map(_train_macs, entries)),
             "train_macs_dense": sum(3 * e["samples"] * e["macs_dense"] for e in entries),
+            "score_macs": sum(e.get("score_macs", 0) for e in entries),
         }
 
     @property

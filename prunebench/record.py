@@ -17,7 +17,7 @@ from prunebench.journal import Checkpoints, Losses, Rows, Shown, Stop, diverged
 from prunebench.ledger import Ledger
 from prunebench.metrics.evaluation import evaluate
 from prunebench.metrics.metric import Metric, begin_phase, load_states, measure_due, states
-from prunebench.result import assemble, dense_test, kept_weights, round_row, write_json
+from prunebench.result import assemble, dense_test, kept_weights, pruned_lines, round_row, write_json
 from prunebench.store import PrefixStore, copy_checkpoint
 
 
@@ -141,10 +141,8 @@ class Recorder:
         """Measure the test accuracy right after pruning, before anything is restored or trained."""
         self.pruned_test = self._measure(run, method, phase, "test")
         self._row(run, phase, "prune", split="test", when="pruned", asked=phase.sparsity, **self.pruned_test)
-        self.display.event(
-            f"{phase.name}: pruned to {run.masks.sparsity:.2%}, {run.masks.kept:,} of "
-            f"{run.masks.total:,} weights kept, top-1 {self.pruned_test['top1']:.2%}"
-        )
+        for line in pruned_lines(run, method, self.pruned_test["top1"]):
+            self.display.event(f"{phase.name}: {line}")
 
     def entered(self, run: Run, method: Method, phase: Phase) -> None:
         """Begin the phase's clock and show it."""

@@ -83,6 +83,12 @@ def kept_weights(run: Run) -> dict[str, Any]:
     return names | {"kept_per_layer": list(run.masks.kept_per_layer.values())}
 
 
+def pruned_lines(run: Run, method: Method, top1: float) -> list[str]:
+    """What is shown of a pruning event, before anything is restored or trained."""
+    kept = f"{run.masks.kept:,} of {run.masks.total:,} weights kept"
+    return [f"pruned to {run.masks.sparsity:.2%}, {kept}, top-1 {top1:.2%}", *method.remarks(run)]
+
+
 def relative(run: Run, whole: nn.Module, row: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes in a row against those of the network that the trained, smaller one stands for.
 

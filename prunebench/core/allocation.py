@@ -201,3 +201,52 @@ def lamp_scores(scores: Tensor, alive: Tensor | None = None) -> Tensor:
     if alive is not None:
         result = result.masked_fill(~alive.flatten(), -torch.inf)
     return result.view(scores.shape)
+
+
+def normalized(scores: Tensor, alive: Tensor | None = None, *, by: str) -> Tensor:
+    """Scores of a layer over their own mean or maximum, so that layers of large weights do not take all.
+
+    A global ranking of channels by plain norms empties the layers whose weights are small; Torch-Pruning
+    divides the scores of each group by their mean for this reason.
+
+    Args:
+      scores: any shape; the mean is that of their magnitudes.
+      alive: bool tensor of the same shape; pruned entries take no part.
+      by: "mean" or "max".
+
+    Returns:
+      float64 tensor of the same shape; unchanged where all scores are 0.
+    """
+    wide = scores.double()
+    there = wide.abs() if alive is None else wide[alive].abs()
+    scale = (there.mean() if by == "mean" else there.max()) if there.numel() else wide.new_zeros(())
+    return torch.where(scale > 0, wide / scale, wide)
+
+
+def floors(sizes: Mapping[str, int], min_kept: int, max_ratio: float | None = None) -> dict[str, int]:
+    """Entries that each layer keeps at least: `min_kept`, and what is left when `max_ratio` of it is gone."""
+    share = 0.0 if max_ratio is None else 1 - max_ratio
+    return {n: min(size, max(min_kept, math.ceil(share * size - 1e-9))) for n, size in sizes.items()}
+
+
+def within_alive(counts: dict[str, int], alive: dict[str, int]) -> dict[str, int]:
+    """Counts no larger than what is alive, same total.
+
+    A layer may have fewer alive than an allocation leaves it: by one through rounding, by more where a
+    companion has removed weights as well. What is missing is kept in the other layers instead, in proportion
+    to what they would have lost (largest remainder first, then the earlier layer).
+    """
+    missing = sum(max(c - alive[n], 0) for n, c in counts.items())
+    counts = {n: min(c, alive[n]) for n, c in counts.items()}
+    room = {n: alive[n] - c for n, c in counts.items()}
+    whole = sum(room.values())
+    if missing > whole:
+        raise ValueError("sparsity: more weights asked for than are alive; pruned weights do not return")
+    if not missing:
+        return counts
+    exact = {n: missing * r / whole for n, r in room.items()}
+    extra = {n: int(e) for n, e in exact.items()}
+    order = sorted(room, key=lambda n: extra[n] - exact[n])
+    for n in order[: missing - sum(extra.values())]:
+        extra[n] += 1
+    return {n: c + extra[n] for n, c in counts.items()}

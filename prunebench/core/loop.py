@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunebench.core import parallel
 from prunebench.core.allocation import spread, uniform
+from prunebench.core.counting import MultiplyAdds
 from prunebench.core.handover import give_state, take_state
 from prunebench.core.masks import Masks
 from prunebench.core.method import Method
@@ -123,7 +124,7 @@ def enter(phase: Phase, run: Run, method: Method, make_optimizer: MakeOptimizer,
     The optimizer is new in every phase: momentum kept over a rewind would be wrong. It begins with the state
     of the last one where that phase hands it on.
     """
-    run.goal, run.zeros_hold = phase.reach, True
+    run.goal, run.zeros_hold, run.scoring = phase.reach, True, None
     if phase.aside:
         run.step_aside()
         if phase.shuffle:
@@ -150,8 +151,10 @@ def _prune(phase: Phase, run: Run, method: Method) -> None:
     """The phase's pruning event, and what adaptive schedules want to know of it."""
     params, alive = list(run.model.parameters()), run.masks.kept
     before = [p.detach().clone() for p in params]
-    with torch.enable_grad():
+    scored = run.masks
+    with torch.enable_grad(), MultiplyAdds() as work:
         method.prune(run, phase.sparsity)
+    run.scoring = work.count, scored
     masks = parallel.from_first_rank(run.masks, run.world)
     if phase.shuffle:
         masks = shuffled(masks, phase.shuffle, run)

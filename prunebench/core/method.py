@@ -107,6 +107,10 @@ class Method:
         """
         return 3 * sparse
 
+    def remarks(self, run: Any) -> list[str]:
+        """What the user should know of the masks that a pruning event has made, a line each."""
+        return []
+
     def finish(self, run: Any) -> None:
         """Fold everything into plain weights and masks, after the last phase."""
 
@@ -238,6 +242,10 @@ class Companion(Method):
     def train_macs(self, run: Any, step: int, sparse: int, dense: int) -> int:
         """Multiply-adds of the base method."""
         return self.base.train_macs(run, step, sparse, dense)
+
+    def remarks(self, run: Any) -> list[str]:
+        """Remarks of the base method."""
+        return self.base.remarks(run)
 
     def finish(self, run: Any) -> None:
         """Finish the base method."""

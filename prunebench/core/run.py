@@ -124,6 +124,7 @@ class Run:
         self.clock = Clock()
         self.cycles = 1  # pruning events of the plan, and the training before the first
         self.goal: float | None = None  # sparsity at the end of this phase, of a method that prunes within it
+        self.scoring: tuple[int, Masks] | None = None  # MACs of this phase's pruning event, masks before it
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self._fresh_state = fresh_state
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunebench.core.allocation import ALLOCATIONS, lamp_scores, spread
+from prunebench.core.allocation import ALLOCATIONS, floors, lamp_scores, normalized, spread, within_alive
 from prunebench.core.masks import Masks
 
 Allocation = Callable[[Mapping[str, tuple[int, ...]], float], dict[str, float]]
@@ -40,6 +40,8 @@ def select(
     granularity: Literal["weight", "kernel"] = "weight",
     previous: Masks | None = None,
     min_kept: int = 0,
+    max_ratio: float | None = None,
+    normalizer: Literal["none", "mean", "max"] = "none",
 ) -> Masks:
     """Masks that keep round((1 - sparsity) * N) entries of the highest scores.
 
@@ -57,10 +59,13 @@ def select(
         is the sum of its weights' scores; a linear weight is a kernel of its own.
       previous: pruned entries of these masks never return; without it they may.
       min_kept: floor of every layer, in entries. A global ranking first keeps that many in each layer.
+      max_ratio: largest share that a global ranking removes of any layer, in (0, 1]; None for 1.
+      normalizer: what the scores of a layer are divided by before a global ranking, see
+        `prunebench.core.allocation.normalized`.
 
     Raises:
       ValueError: if a score is NaN, or the sparsity cannot be reached: more weights asked for than are
-        alive, or a layer would fall below `min_kept`.
+        alive, or a layer would fall below `min_kept` or lose more than `max_ratio`.
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity.target={sparsity}: must lie in [0, 1)")
@@ -71,13 +76,15 @@ def select(
     if allocation in ("global", "lamp"):
         if allocation == "lamp":
             groups = {n: lamp_scores(g, alive[n]) for n, g in groups.items()}
-        kept = _global(groups, keep, alive, min_kept, sparsity)
+        elif normalizer != "none":
+            groups = {n: normalized(g, alive[n], by=normalizer) for n, g in groups.items()}
+        kept = _global(groups, keep, alive, min_kept, max_ratio, sparsity)
     else:
         shapes = {n: tuple(scores[n].shape) for n in groups}
         sizes = {n: g.numel() for n, g in groups.items()}
         counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=min_kept)
         if previous is not None:
-            counts = _within_alive(counts, {n: int(torch.count_nonzero(a)) for n, a in alive.items()})
+            counts = within_alive(counts, {n: int(torch.count_nonzero(a)) for n, a in alive.items()})
         kept = {n: _keep_highest([g], counts[n], [alive[n]])[0] for n, g in groups.items()}
     return Masks({n: _expand(m, scores[n]) for n, m in kept.items()})
 
@@ -124,29 +131,35 @@ def layer_counts(
 
 
 def _global(
-    groups: dict[str, Tensor], keep: int, alive: dict[str, Tensor | None], min_kept: int, sparsity: float
+    groups: dict[str, Tensor],
+    keep: int,
+    alive: dict[str, Tensor | None],
+    min_kept: int,
+    max_ratio: float | None,
+    sparsity: float,
 ) -> dict[str, Tensor]:
     """One ranking over all layers; layers that would fall below the floor get their best entries back."""
     names = list(groups)
-    floors = {
-        n: min(min_kept, groups[n].numel() if alive[n] is None else int(torch.count_nonzero(alive[n])))
-        for n in names
-    }
-    if keep < sum(floors.values()):
+    least = floors({n: g.numel() for n, g in groups.items()}, min_kept, max_ratio)
+    for name, there in alive.items():
+        if there is not None and least[name]:
+            least[name] = min(least[name], int(torch.count_nonzero(there)))
+    if keep < sum(least.values()):
+        key, way_out = f"min_kept={min_kept}", "min_kept"
+        if max_ratio is not None:
+            key, way_out = f"max_ratio={max_ratio}", "raise max_ratio"
         raise ValueError(
-            f"sparsity.min_kept={min_kept}: needs {sum(floors.values())} entries in {len(names)} layers, "
-            f"sparsity {sparsity:.12g} keeps {keep}; lower the sparsity or min_kept"
+            f"sparsity.{key}: needs {sum(least.values())} entries in {len(names)} layers, "
+            f"sparsity {sparsity:.12g} keeps {keep}; lower the sparsity or {way_out}"
         )
     masks = dict(zip(names, _keep_highest(list(groups.values()), keep, [alive[n] for n in names])))
-    if not min_kept:
-        return masks
-    free = list(names)
-    while short := [n for n in free if _holds_fewer(masks[n], floors[n])]:
+    free = [n for n in names if least[n]]
+    while short := [n for n in free if _holds_fewer(masks[n], least[n])]:
         # What they get back is taken from the lowest that the other layers keep.
         for n in short:
-            masks[n] = _keep_highest([groups[n]], floors[n], [alive[n]])[0]
+            masks[n] = _keep_highest([groups[n]], least[n], [alive[n]])[0]
         free = [n for n in free if n not in short]
-        left = keep - sum(floors[n] for n in names if n not in free)
+        left = keep - sum(least[n] for n in names if n not in free)
         masks |= zip(free, _keep_highest([groups[n] for n in free], left, [masks[n] for n in free]))
     return masks
 
@@ -157,29 +170,6 @@ def _holds_fewer(mask: Tensor, floor: int) -> bool:
     if floor <= 1 and bool(first.any()):
         return False
     return int(torch.count_nonzero(mask)) < floor
-
-
-def _within_alive(counts: dict[str, int], alive: dict[str, int]) -> dict[str, int]:
-    """Counts no larger than what is alive, same total.
-
-    A layer may have fewer alive than an allocation leaves it: by one through rounding, by more where a
-    companion has removed weights as well. What is missing is kept in the other layers instead, in proportion
-    to what they would have lost (largest remainder first, then the earlier layer).
-    """
-    missing = sum(max(c - alive[n], 0) for n, c in counts.items())
-    counts = {n: min(c, alive[n]) for n, c in counts.items()}
-    room = {n: alive[n] - c for n, c in counts.items()}
-    whole = sum(room.values())
-    if missing > whole:
-        raise ValueError("sparsity: more weights asked for than are alive; pruned weights do not return")
-    if not missing:
-        return counts
-    exact = {n: missing * r / whole for n, r in room.items()}
-    extra = {n: int(e) for n, e in exact.items()}
-    order = sorted(room, key=lambda n: extra[n] - exact[n])
-    for n in order[: missing - sum(extra.values())]:
-        extra[n] += 1
-    return {n: c + extra[n] for n, c in counts.items()}
 
 
 def _reduce(score: Tensor, granularity: str) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -178,11 +178,7 @@ def _broadcast(channels: Tensor, tensor: Tensor, unit: Unit, entry: tuple[str, i
 
 
 def _over_channels(rows: Tensor, unit: Unit, entry: tuple[str, int]) -> Tensor:
-    """Sum over what belongs to each channel; bool: whether any of it is True.
-
-    Args:
-      rows: a tensor whose dim 0 is the dimension of the entry.
-    """
+    """Sum over what belongs to each channel, bool: whether any is True; dim 0 of `rows` is the entry's."""
     if entry not in unit.layout:
         grouped = rows.reshape(unit.size, -1)
         return grouped.any(1) if rows.dtype == torch.bool else grouped.sum(1)
@@ -253,6 +249,7 @@ def select_units(
     allocation: str | Allocation | Mapping[str, float] = "uniform",
     previous: Masks | None = None,
     min_kept: int = 1,
+    **ranking: Any,
 ) -> dict[str, Tensor]:
     """Channels to keep: unit name -> bool tensor with round((1 - sparsity) * N) entries True over all units.
 
@@ -265,6 +262,7 @@ def select_units(
       allocation: "global", "lamp", "uniform", a function, or the sparsity of every unit.
       previous: masks whose dead channels never return.
       min_kept: channels that every unit keeps, at least 1.
+      ranking: `max_ratio` and `normalizer` of `select`.
 
     Raises:
       ValueError: as `select`; or for an allocation that is defined on weights only (er, erk, uniform_plus).
@@ -276,7 +274,8 @@ def select_units(
         )
     channels = unit_scores(scores, units)
     before = None if previous is None else Masks(alive_channels(previous, units))
-    return dict(select(channels, sparsity, allocation=allocation, previous=before, min_kept=max(1, min_kept)))
+    ranking |= {"allocation": allocation, "previous": before, "min_kept": max(1, min_kept)}
+    return dict(select(channels, sparsity, **ranking))
 
 
 def unit_masks(model: nn.Module, alive: Mapping[str, Tensor], prunable: Iterable[str]) -> Masks:

@@ -30,7 +30,8 @@ class Movement(Pruner):
     excluded. Biases and normalisation are not pruned.
 
     Args:
-      allocation, granularity, layer_rates, min_kept, round_to: as in `Pruner`.
+      allocation, granularity, layer_rates, min_kept, round_to, max_ratio, normalizer: as in
+        `Pruner`.
 
     Attributes:
       scores: parameter name -> S.
@@ -46,6 +47,8 @@ class Movement(Pruner):
         layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
         round_to: int | None = None,
+        max_ratio: float | None = None,
+        normalizer: Literal["none", "mean", "max"] = "none",
     ):
         super().__init__(
             self.gathered,
@@ -54,6 +57,8 @@ class Movement(Pruner):
             layer_rates=layer_rates,
             min_kept=min_kept,
             round_to=round_to,
+            max_ratio=max_ratio,
+            normalizer=normalizer,
         )
         self.scores: dict[str, Tensor] = {}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunebench.core import parallel
-from prunebench.core.allocation import by_rates, resolve_layers
+from prunebench.core.allocation import by_rates, floors, resolve_layers
 from prunebench.core.compact import compact, round_up
 from prunebench.core.masks import Masks
 from prunebench.core.method import Method
@@ -58,10 +58,13 @@ class Pruner(Method):
         factor each time (SynFlow, arXiv 2006.05467, algorithm 1: 100 times).
       round_to: filters or neurons that every unit keeps are rounded up to a multiple of it; None for exact
         counts. Fewer channels than asked for are removed then.
+      max_ratio: largest share that a ranking over all layers removes of any of them, in (0, 1]; None for 1.
+      normalizer: what a layer's scores are divided by before that ranking: "none", its "mean" or "max".
 
     Raises:
       ValueError: if `iterations` is below 1, `min_kept` is negative, a rate is outside [0, 1), rates lack
-        their allocation, or `round_to` is below 2 or given for weights or kernels.
+        their allocation, `round_to` is below 2 or given for weights or kernels, or `max_ratio` or
+        `normalizer` is out of range or given without a ranking over all layers.
     """
 
     def __init__(
@@ -74,9 +77,12 @@ class Pruner(Method):
         min_kept: int = 1,
         iterations: int = 1,
         round_to: int | None = None,
+        max_ratio: float | None = None,
+        normalizer: Literal["none", "mean", "max"] = "none",
     ):
         if iterations < 1:
             raise ValueError(f"iterations={iterations}: must be 1 or more")
+        _check_ranking(allocation, max_ratio, normalizer)
         if round_to is not None and (round_to < 2 or granularity in ("weight", "kernel")):
             raise ValueError(
                 f"sparsity.round_to={round_to}: must be 2 or more, with sparsity.granularity=filter or neuron"
@@ -93,7 +99,7 @@ class Pruner(Method):
                 raise ValueError(f"sparsity.layer_rates.{pattern}={rate}: must lie in [0, 1)")
         self.criterion, self.allocation, self.granularity = criterion, allocation, granularity
         self.layer_rates, self.min_kept, self.iterations = layer_rates, min_kept, iterations
-        self.round_to = round_to
+        self.round_to, self.max_ratio, self.normalizer = round_to, max_ratio, normalizer
         self._alive: tuple[Masks, dict[str, Tensor]] | None = None  # of these masks, which never change
 
     def plan(self, phases: list[Phase]) -> list[Phase]:
@@ -148,12 +154,19 @@ class Pruner(Method):
             if allocation not in ("global", "lamp"):
                 counts = layer_counts(shapes, sizes, sparsity, allocation, min_kept=least)
                 self._check_sum(sum(counts.values()), total, sparsity, len(sizes))
-            elif (keep := round((1 - sparsity) * total)) < least * len(sizes):
-                lower = "the sparsity" if least > self.min_kept else "the sparsity or min_kept"
+            else:
+                self._check_floors(sizes, least, sparsity, f"round {j}")
+
+    def _check_floors(self, sizes: Mapping[str, int], least: int, sparsity: float, event: str) -> None:
+        """Refuse a ranking over all layers that would leave less than the layers must keep."""
+        total = sum(sizes.values())
+        keep, kept_too = round((1 - sparsity) * total), " or min_kept" * (least == self.min_kept)
+        for key, ratio, also in (("min_kept", None, kept_too), ("max_ratio", self.max_ratio, " or raise it")):
+            if keep < (needed := sum(floors(sizes, least, ratio).values())):
                 raise ValueError(
-                    f"sparsity.min_kept={self.min_kept}: needs {least * len(sizes)} entries in "
-                    f"{len(sizes)} layers, but round {j} with sparsity {sparsity:.12g} keeps {keep} of "
-                    f"{total}; lower {lower}"
+                    f"sparsity.{key}={getattr(self, key)}: needs {needed} entries in {len(sizes)} layers, "
+                    f"but {event} with sparsity {sparsity:.12g} keeps {keep} of {total}; lower the sparsity"
+                    f"{also}"
                 )
 
     def check_criterion(self, run: Run) -> None:
@@ -194,6 +207,7 @@ class Pruner(Method):
                 granularity=self.granularity,
                 previous=run.masks if run.masks.sparsity else None,
                 min_kept=self.min_kept,
+                **self._ranking,
             )
         else:
             masks = unit_masks(run.model, self._choose_channels(run, scores, sparsity), run.masks)
@@ -209,11 +223,16 @@ class Pruner(Method):
             allocation=self._allocation(run),
             previous=run.masks if run.masks.sparsity else None,
             min_kept=self.min_kept,
+            **self._ranking,
         )
         if self.round_to is None:
             return chosen
         before, channels = alive_channels(run.masks, units), unit_scores(scores, units)
         return round_up(chosen, channels, multiple=self.round_to, before=before)
+
+    @property
+    def _ranking(self) -> dict[str, Any]:
+        return {"max_ratio": self.max_ratio, "normalizer": self.normalizer}
 
     def alive(self, run: Run) -> dict[str, Tensor] | None:
         """Channels that are left at filter and neuron granularity, by unit; else None."""
@@ -231,6 +250,22 @@ class Pruner(Method):
         kept = sum(int(torch.count_nonzero(a)) for a in alive.values())
         return kept, sum(a.numel() for a in alive.values())
 
+    def remarks(self, run: Run) -> list[str]:
+        """Layers that a ranking over all of them has emptied down to the floor."""
+        if self.allocation not in ("global", "lamp") or self.granularity == "kernel":
+            return []
+        kept, floor = dict(run.masks.kept_per_layer), self.min_kept
+        sizes = {n: m.numel() for n, m in run.masks.items()}
+        if (alive := self.alive(run)) is not None:
+            kept, floor = {n: int(torch.count_nonzero(a)) for n, a in alive.items()}, max(1, floor)
+            sizes = {n: a.numel() for n, a in alive.items()}
+        down = [n for n, size in sizes.items() if kept[n] <= floor < size]
+        if not down:
+            return []
+        entries = self.granularity + "s" * (floor != 1)
+        which = f"{len(down)} of {len(sizes)} layers are down to {floor} {entries}"
+        return [f"{which}; sparsity.normalizer and sparsity.max_ratio spread the loss"]
+
     def compact(self, run: Run) -> nn.Module:
         """The physically smaller network at filter and neuron granularity; else the network itself."""
         alive = self.alive(run)
@@ -246,3 +281,15 @@ class Pruner(Method):
         if isinstance(self.allocation, Mapping):
             return resolve_layers("allocation", self.allocation, names, run.model)
         return self.allocation
+
+
+def _check_ranking(allocation: object, max_ratio: float | None, normalizer: str) -> None:
+    """Options of a ranking over all layers need one."""
+    if normalizer not in ("none", "mean", "max"):
+        raise ValueError(f"sparsity.normalizer={normalizer}: must be one of none, mean, max")
+    if max_ratio is not None and not 0 < max_ratio <= 1:
+        raise ValueError(f"sparsity.max_ratio={max_ratio}: must lie in (0, 1]")
+    if normalizer != "none" and allocation != "global":
+        raise ValueError(f"sparsity.normalizer={normalizer}: goes with sparsity.allocation=global")
+    if max_ratio is not None and allocation not in ("global", "lamp"):
+        raise ValueError(f"sparsity.max_ratio={max_ratio}: goes with sparsity.allocation=global or lamp")

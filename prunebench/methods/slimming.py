@@ -29,7 +29,8 @@ class Slimming(Pruner):
       criterion: gives the scores, higher = keep.
       strength: of the penalty, above 0; 1e-4 for VGG, 1e-5 for ResNet-164 and DenseNet-40 in the paper.
       during: training with the penalty: "dense" (before the first pruning event) or "all".
-      allocation, granularity, layer_rates, min_kept, round_to: as in `Pruner`.
+      allocation, granularity, layer_rates, min_kept, round_to, max_ratio, normalizer: as in
+        `Pruner`.
 
     Raises:
       ValueError: if an option is out of range.
@@ -46,6 +47,8 @@ class Slimming(Pruner):
         layer_rates: dict[str, float] | None = None,
         min_kept: int = 1,
         round_to: int | None = None,
+        max_ratio: float | None = None,
+        normalizer: Literal["none", "mean", "max"] = "none",
     ):
         super().__init__(
             criterion,
@@ -54,6 +57,8 @@ class Slimming(Pruner):
             layer_rates=layer_rates,
             min_kept=min_kept,
             round_to=round_to,
+            max_ratio=max_ratio,
+            normalizer=normalizer,
         )
         if strength <= 0:
             raise ValueError(f"method.strength={strength}: must be above 0; use method=one_shot for 0")

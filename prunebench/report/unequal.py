@@ -143,6 +143,24 @@ def costs(rows: Rows) -> Iterable[Finding]:
             where = here
     if texts:
         yield Finding("training cost", "; ".join(texts) + where)
+    yield from _scores(shared)
+
+
+def _scores(shared: Mapping[float, Mapping[str, Sequence[Run]]]) -> Iterable[Finding]:
+    """Multiply-adds of scores, where the difference is more than what counts in training; 0 if unrecorded."""
+    worst = None
+    for target, there in sorted(shared.items()):
+        means = {
+            name: _mean(run.totals.get("cost.score_macs", 0) for run in members) or 0
+            for name, members in there.items()
+        }
+        trained = [run.totals.get("cost.train_macs") or 0 for members in there.values() for run in members]
+        low, high = min(means.values()), max(means.values())
+        if high - low > EQUAL_COST * max(trained) and (worst is None or high - low > worst[0]):
+            between = " to ".join(folded({count(end): _at(means, end)}) for end in (low, high))
+            worst = high - low, f"MACs {between}, beside training, at {percent(target)} % sparsity"
+    if worst is not None:
+        yield Finding("cost of scores", worst[1])
 
 
 def seeds(rows: Rows) -> Iterable[Finding]:

@@ -235,6 +235,43 @@ def test_a_floor_above_what_may_be_kept_is_refused():
         select({"a": torch.ones(3), "b": torch.ones(3)}, 0.5, min_kept=2)
 
 
+def test_no_layer_loses_more_than_the_largest_share_in_a_global_ranking():
+    scores = {"low": torch.arange(8.0) / 100, "high": torch.arange(1.0, 9.0)}
+    assert select(scores, 0.5).kept_per_layer == {"low": 0, "high": 8}
+    masks = select(scores, 0.5, max_ratio=0.75)
+    assert masks.kept_per_layer == {"low": 2, "high": 6}
+    assert masks["low"].tolist() == [False] * 6 + [True] * 2
+    assert select(scores, 0.5, max_ratio=0.75, min_kept=3).kept_per_layer == {"low": 3, "high": 5}
+    again = select(scores, 0.75, max_ratio=0.75, previous=masks)
+    assert again.kept_per_layer == {"low": 2, "high": 2}
+    assert not bool((again["low"] & ~masks["low"]).any())
+
+
+def test_a_largest_share_that_keeps_too_much_is_refused():
+    scores = {"a": torch.ones(8), "b": torch.ones(8)}
+    with pytest.raises(ValueError, match=r"sparsity\.max_ratio=0\.5: needs 8 entries .* or raise max_ratio"):
+        select(scores, 0.75, max_ratio=0.5)
+
+
+def test_scores_over_their_mean_or_largest_rank_layers_of_other_scales_alike():
+    """The worked ranking: of [1 2 3 6] and [10 20 30 60] as of [1 2 3 6] and [1 2 3 6]."""
+    scores = {"a": torch.tensor([1.0, 2.0, 3.0, 6.0]), "b": torch.tensor([10.0, 20.0, 30.0, 60.0])}
+    assert select(scores, 0.5).kept_per_layer == {"a": 0, "b": 4}
+    for how in ("mean", "max"):
+        masks = select(scores, 0.5, normalizer=how)
+        assert masks["a"].tolist() == masks["b"].tolist() == [False, False, True, True]
+
+
+def test_pruned_entries_take_no_part_in_the_mean():
+    scores = {"a": torch.tensor([0.0, 0.0, 1.0, 3.0]), "b": torch.tensor([1.0, 1.0, 1.0, 1.2])}
+    before = Masks({"a": torch.tensor([False, False, True, True]), "b": torch.ones(4, dtype=torch.bool)})
+    # of the alive ones a has [.5, 1.5] and b [.95 .95 .95 1.14]; with the dead ones a would have [1, 3]
+    masks = select(scores, 0.375, normalizer="mean", previous=before)
+    assert masks["a"].tolist() == [False, False, False, True] and masks["b"].all()
+    zeros = select({"a": torch.zeros(3), "b": torch.ones(3)}, 0.5, normalizer="mean")
+    assert zeros.kept_per_layer == {"a": 0, "b": 3}
+
+
 def test_an_allocation_below_the_floor_is_refused_by_the_name_of_the_layer():
     with pytest.raises(ValueError, match="layer small"):
         select({"small": torch.ones(4), "big": torch.ones(100)}, 0.9, allocation="uniform", min_kept=1)
