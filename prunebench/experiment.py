@@ -13,7 +13,9 @@ from prunebench.core import parallel
 from prunebench.core.loop import fit
 from prunebench.core.method import Method
 from prunebench.core.run import Run
+from prunebench.core.selection import NanScores
 from prunebench.describe import describe, identify, plan_rows, title, write_start
+from prunebench.journal import diverged
 from prunebench.machine import keep_freed_memory, pick_device, set_threads, spare_threads
 from prunebench.metrics.cost import count_macs
 from prunebench.record import Recorder
@@ -124,7 +126,11 @@ def run_experiment(
         try:
             recorder.begin(run, method, make_optimizer)
             with tracked(recorder, trackers, about_run(cfg, choices, directory), run):
-                fit(plan, run, method, make_optimizer, recorder)
+                try:
+                    fit(plan, run, method, make_optimizer, recorder)
+                except NanScores as error:
+                    where = {"step": run.clock.step, "saved": recorder.checkpoints.last}
+                    raise diverged(run, plan[run.clock.phase], "a score is nan", **where) from error
         finally:
             recorder.close()
     finally:

@@ -82,7 +82,7 @@ class Recorder:
         self._eval_steps = max(1, parse_length(self.eval_every, spe))
         steps = max(1, parse_length(self.checkpoint_every, spe))
         path = self.directory / "checkpoint.pt"
-        self._checkpoints = Checkpoints(path, every=steps, seconds=self.checkpoint_seconds)
+        self.checkpoints = Checkpoints(path, every=steps, seconds=self.checkpoint_seconds)
         self._losses = Losses(spe, run.device)
         self._make_optimizer = make_optimizer
         self.rows = Rows(self.directory / "metrics.jsonl") if run.rank == 0 else None
@@ -112,7 +112,7 @@ class Recorder:
         self.shared, self.pure = list(extra["shared"]), extra["pure"]
         load_states(self.metrics, checkpoint.to_device(extra["metrics"], run.device))
         self.started = time.monotonic()
-        self._checkpoints.begin(run)
+        self.checkpoints.begin(run)
         return extra
 
     def _look_into_store(self, run: Run, method: Method) -> None:
@@ -133,7 +133,7 @@ class Recorder:
         """Put the state at the end of the last phase into the store, if it belongs there."""
         ended = run.clock.phase - 1
         if self.pure and ended in self.store.keys:
-            self.store.put(ended, self.rows.content(), partial(copy_checkpoint, self._checkpoints.path))
+            self.store.put(ended, self.rows.content(), partial(copy_checkpoint, self.checkpoints.path))
 
     # What the loop tells
 
@@ -179,7 +179,7 @@ class Recorder:
         if run.clock.step == run.clock.steps or run.clock.stop_phase:
             return  # the phase's end writes one, and looks for signals
         stop = self._stop.within_phase(run)
-        if stop or self._checkpoints.due(run.clock.total):
+        if stop or self.checkpoints.due(run.clock.total):
             self._judge_losses(run, phase)
             self._save(run, method)
         if stop:
@@ -261,13 +261,13 @@ class Recorder:
         if bad is None:
             return losses
         step = run.clock.step - len(losses) + bad + 1
-        raise diverged(run, phase, f"the loss is {losses[bad]}", step=step, saved=self._checkpoints.last)
+        raise diverged(run, phase, f"the loss is {losses[bad]}", step=step, saved=self.checkpoints.last)
 
     def _measure(self, run: Run, method: Method, phase: Phase, split: str) -> dict[str, float]:
         """Metrics of a split; a loss that is not finite ends the run before a checkpoint or result has it."""
         measured = evaluate(run, method, split)
         if not math.isfinite(measured["loss"]):
-            what, saved = f"the {split} loss is {measured['loss']}", self._checkpoints.last
+            what, saved = f"the {split} loss is {measured['loss']}", self.checkpoints.last
             raise diverged(run, phase, what, step=run.clock.step, saved=saved)
         return measured
 
@@ -278,7 +278,7 @@ class Recorder:
     def _save(self, run: Run, method: Method) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is."""
         if self.rows is None:
-            self._checkpoints.begin(run)
+            self.checkpoints.begin(run)
             return
         extra = {
             "rows": self.rows.sync(),
@@ -294,4 +294,4 @@ class Recorder:
             "pure": self.pure,
             "metrics": checkpoint.to_cpu(states(self.metrics)),
         }
-        self._checkpoints.write(run, method, extra)
+        self.checkpoints.write(run, method, extra)

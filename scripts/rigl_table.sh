@@ -7,6 +7,7 @@
 set -euo pipefail
 source "$(dirname "$0")/scale.sh"
 
+masked=() ramp=()
 case $scale in
   smoke)
     data=(dataset=digits trainer.threads=1)
@@ -24,16 +25,20 @@ case $scale in
       optimizer.nesterov=true schedule=step "schedule.milestones=[0.307,0.614,0.922]" schedule.gamma=0.2
       seed=0,1,2)
     sparsities=0.8,0.9,0.95,0.98 interval=100 longer=5.0 columns=100,20,10,5,2
+    # as in the authors' code: the first convolution stays dense, GMP prunes from step 20,000 to 75,000 of 97,656
+    masked=("sparsity.exclude=[conv1]") ramp=(method.begin=0.205 method.until=0.768 method.interval=1000)
     ;;
 esac
-sparse=("${setting[@]}" "sparsity.target=$sparsities")
+[ ${#ramp[@]} -gt 0 ] || ramp=("method.interval=$interval")
+sparse=("${setting[@]}" "${masked[@]}" "sparsity.target=$sparsities")
 
 run method=dense "${setting[@]}"
 run method=static "${sparse[@]}"
 run method=small_dense "${sparse[@]}"
-for method in set rigl snfs_rigl gmp; do
+for method in set rigl snfs_rigl; do
   run "method=$method" "method.interval=$interval" "${sparse[@]}"
 done
+run method=gmp "${ramp[@]}" "${sparse[@]}"
 run method=rigl "method.interval=$interval" "protocol.multiplier=$longer" "${sparse[@]}"
 run method=static "protocol.multiplier=$longer" "${sparse[@]}"
 run method=snfs "${sparse[@]}"

@@ -13,7 +13,12 @@ from prunebench.core.masks import Masks
 Allocation = Callable[[Mapping[str, tuple[int, ...]], float], dict[str, float]]
 """(shapes, sparsity) -> sparsity of each layer."""
 
-NAN = "score: a criterion returned NaN; check the loss and the learning rate"
+
+class NanScores(ValueError):
+    """A criterion returned NaN."""
+
+    def __init__(self) -> None:
+        super().__init__("score: a criterion returned NaN; check the loss and the learning rate")
 
 
 def topk_mask(scores: Tensor, keep: int) -> Tensor:
@@ -201,7 +206,7 @@ def _keep_highest(groups: Sequence[Tensor], keep: int, alive: Sequence[Tensor | 
         raise ValueError(f"keep={keep}: must lie in [0, {sum(counts)}], the number of entries that are alive")
     if keep == 0:
         if any(bool(g.isnan().any()) for g in groups):
-            raise ValueError(NAN)
+            raise NanScores
         return [torch.zeros_like(g, dtype=torch.bool) for g in groups]
     threshold, ties, equal = _threshold(groups, keep, alive, counts)
     compare = torch.ge if ties == equal else torch.gt
@@ -229,13 +234,13 @@ def _threshold(
     if groups[0].device.type == "cpu":
         values = _survivors(groups, alive, counts)
         if np.isnan(values.max()):
-            raise ValueError(NAN)
+            raise NanScores
         value, above, equal = _order_statistic(values, survivors - keep)
     else:
         parts = [g.flatten() if a is None else g[a] for g, a in zip(groups, alive)]
         values = torch.sort(torch.cat(parts)).values  # kthvalue is 20 times slower on CUDA, topk sorts too
         if bool(values[-1].isnan()):
-            raise ValueError(NAN)
+            raise NanScores
         value = values[survivors - keep]
         above, equal = int((values > value).sum()), int((values == value).sum())
     return float(value), keep - int(above), int(equal)

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunebench.core import parallel
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
-from prunebench.core.selection import NAN
+from prunebench.core.selection import NanScores
 from prunebench.core.units import alive_channels, model_units, select_units, unit_masks, unit_scores
 from prunebench.methods.pruner import Criterion, Pruner
 
@@ -154,7 +154,7 @@ def ranks(scores: Mapping[str, Tensor], rng: torch.Generator) -> dict[str, Tenso
     """
     flat = torch.cat([s.flatten().double().cpu() for s in scores.values()])
     if bool(flat.isnan().any()):
-        raise ValueError(NAN)
+        raise NanScores
     drawn = torch.randperm(len(flat), generator=rng)
     places = torch.empty_like(flat)
     places[drawn[flat[drawn].argsort(stable=True)]] = torch.arange(len(flat), dtype=torch.float64)

@@ -108,6 +108,15 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_check
     assert (again.code, again.line) == (outcome.code, outcome.line)
 
 
+@pytest.mark.parametrize("method", ["method=platon", "method=dpf"])
+def test_scores_that_are_not_numbers_are_a_training_that_diverged(prune, method):
+    options = ("model=lenet300", "dataset=synthetic", "trainer.threads=1", "protocol.dense=20it")
+    options += ("method.interval=2",) if method == "method=dpf" else ()
+    outcome = prune(method, *options, "optimizer.lr=1e30", tiny=False)
+    assert outcome.code == 1
+    assert "training diverged: a score is nan in phase train" in outcome.line
+
+
 def test_a_network_that_diverges_at_the_end_of_a_phase_is_neither_kept_nor_shared(prune, runs, tmp_path):
     outcome = prune("protocol.dense=1it", "optimizer.lr=1e30", "dataset.validation=0")
     assert outcome.code == 1
