@@ -247,8 +247,8 @@ def check_shrink(plan: Sequence[Phase], run: Run, method: Method, trainer: Mappi
         reason = f"needs whole channels to cut out, sparsity.granularity is {method.granularity}; use filter"
     elif all(phase.sparsity is None for phase in plan):
         reason = "has no effect, this plan prunes nothing; set it to false"
-    elif run.world > 1 or trainer["compile"] or trainer["cuda_graph"]:
-        reason = "goes neither with several processes nor with trainer.compile or cuda_graph; set it to false"
+    elif run.world > 1 or trainer["compile"]:
+        reason = "goes neither with several processes nor with trainer.compile=true; set it to false"
     elif not leaves_training_alone(method):
         reason = f"{type(method).__name__} changes the training of the original network; set it to false"
     if reason:
@@ -275,11 +275,14 @@ def check_graph(run: Run, method: Method, trainer: Mapping[str, Any]) -> None:
 
 
 def keep_optimizer(make: Callable) -> Callable:
-    """An optimizer factory that builds once and then gives the same object with its state set to 0."""
+    """An optimizer factory that builds once and then gives the same object with its state set to 0.
+
+    A smaller network that is trained in the place of the whole one has an optimizer of its own.
+    """
     built: list[torch.optim.Optimizer] = []
 
     def again(run: Run, method: Method) -> torch.optim.Optimizer:
-        if not built:
+        if not built or run.shrunk is not None:
             optimizer = make(run, method)
             for group in optimizer.param_groups:
                 if group.get("dampening"):
@@ -288,6 +291,8 @@ def keep_optimizer(make: Callable) -> Callable:
                 group["lr"] = torch.tensor(float(group["lr"]), dtype=dtype, device=run.device)
                 if "capturable" in group:
                     group["capturable"] = True
+            if run.shrunk is not None:
+                return optimizer
             built.append(optimizer)
         reset_optimizer_(built[0])
         return built[0]

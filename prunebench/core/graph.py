@@ -22,8 +22,9 @@ class GraphedStep:
 
     Captured again only when the tensors that it reads are others: at the first pruning event, not at every
     round, since masks change in place (`Masks.inherit_`) and the optimizer is kept over phases with its state
-    set to 0 (`reset_optimizer_`). The learning rate is a tensor. A batch of another size (the last of an
-    epoch) is left to the ordinary step. Nothing of the run's state is changed by the capture.
+    set to 0 (`reset_optimizer_`); and in every phase that trains a smaller network of its own. The learning
+    rate is a tensor. A batch of another size (the last of an epoch) is left to the ordinary step. Nothing of
+    the run's state is changed by the capture.
 
     Args:
       capture: turns work into a replayable function; for tests without CUDA it may return the work itself.
@@ -35,15 +36,16 @@ class GraphedStep:
         self.capture = capture
         self.captures = 0
         self._key: tuple[int, ...] | None = None
+        self._trained: tuple[Any, Any] = (None, None)  # network and optimizer that were captured
         self._replay: Callable[[], None] | None = None
         self._x = self._y = self._loss = torch.empty(0)
 
     def __call__(self, run: Any, method: Any, x: Tensor, y: Tensor) -> Tensor:
         """One step on a batch; the mean loss, valid until the next call."""
-        key = (id(run.optimizer), *x.shape, *run.masks.addresses(run.model))
-        if key != self._key:
+        key, trained = (*x.shape, *run.masks.addresses(run.model)), (run.trained, run.optimizer)
+        if key != self._key or any(a is not b for a, b in zip(trained, self._trained)):
             self._prepare(run, method, x, y)
-            self._key = key
+            self._key, self._trained = key, trained
             run.seed_step()  # the warm-up has drawn from the generators
         self._x.copy_(x)
         self._y.copy_(y)
@@ -93,7 +95,7 @@ def _with_fresh_gradients(run: Any, work: Callable[[], None]) -> Callable[[], No
 
 def _copies(run: Any) -> tuple[list[Tensor], dict[int, dict[str, Tensor]]]:
     """Copies of parameters, buffers and optimizer state."""
-    model = [t.detach().clone() for t in (*run.model.parameters(), *run.model.buffers())]
+    model = [t.detach().clone() for t in (*run.trained.parameters(), *run.trained.buffers())]
     state = {
         id(p): {k: v.clone() for k, v in values.items() if isinstance(v, Tensor)}
         for p, values in run.optimizer.state.items()
@@ -105,7 +107,7 @@ def _copies(run: Any) -> tuple[list[Tensor], dict[int, dict[str, Tensor]]]:
 def _put_back(run: Any, kept: tuple[list[Tensor], dict[int, dict[str, Tensor]]]) -> None:
     """Undo the warm-up in place; optimizer state that did not exist before is 0, as a fresh one behaves."""
     model, state = kept
-    for tensor, value in zip((*run.model.parameters(), *run.model.buffers()), model):
+    for tensor, value in zip((*run.trained.parameters(), *run.trained.buffers()), model):
         tensor.copy_(value)
     for p, values in run.optimizer.state.items():
         for name, value in values.items():

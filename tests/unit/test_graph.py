@@ -12,12 +12,14 @@ from prunebench.core.loop import Sink, fit
 from prunebench.core.method import Method
 from prunebench.core.phase import Phase
 from prunebench.core.run import Run
+from prunebench.core.units import prunable_names
 from prunebench.criteria.magnitude import magnitude
 from prunebench.methods.gmp import GMP
 from prunebench.methods.pruner import Pruner
 from prunebench.methods.rigl import RigL
 from prunebench.methods.set import SET
 from prunebench.methods.snfs import SNFS
+from prunebench.models.lenet import LeNet300
 
 
 class Batches:
@@ -92,6 +94,39 @@ def test_steps_between_updates_are_replayed_and_updates_are_not(make):
     assert_equal(ordinary, graphed)
     assert graphed.graphed_step.captures == (2 if make.func is GMP else 1)
     assert graphed.clock.total == 28
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_every_smaller_network_is_captured_and_trains_as_without_a_graph(momentum):
+    """Dense training, then two phases of a network of their own each; the optimizer's state begins at 0."""
+    ordinary, graphed = shrinking(False, momentum), shrinking(True, momentum)
+    assert_equal(ordinary, graphed)
+    assert graphed.graphed_step.captures == 3
+    assert 0 < graphed.masks.sparsity < 1
+
+
+def shrinking(graphed, momentum):
+    torch.manual_seed(0)
+    model = LeNet300({"fc1": 8, "fc2": 6}, in_channels=1, num_classes=3, image_size=6)
+    prunable = prunable_names(model)
+    run = Run(model=model, data=Batches(), loss_fn=nn.CrossEntropyLoss(), prunable=prunable, seed=0)
+    run.shrinks = True
+
+    def make(run, method):
+        optimizer = torch.optim.SGD(run.trained.parameters(), lr=0.1, momentum=momentum)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    if graphed:
+        run.graphed_step = GraphedStep(capture=lambda work: work)
+        make = keep_optimizer(make)
+    plan = [
+        Phase(f"phase-{i}", "7it", lambda p: 1 - p.step / p.steps, sparsity=s)
+        for i, s in enumerate((None, 0.25, 0.5))
+    ]
+    fit(plan, run, Pruner(magnitude, granularity="neuron", allocation="uniform"), make, Sink())
+    return run
 
 
 def test_methods_whose_every_step_is_their_own_are_refused_a_graph():
