@@ -190,7 +190,9 @@ class Recorder:
         if self._losses.count:  # of an epoch that the method or the patience rule cut short
             self._epoch_row(run, phase)
         row = self._round(run, method, phase, self.pruned_test, self._phase_seconds())
-        row |= self.ledger.add(run, phase, row) | ({"asked": self.rounds[-1]["asked"]} if phase.aside else {})
+        row |= self.ledger.add(run, phase, row)
+        if phase.aside:  # its masks are those of the round beside it
+            row |= {k: self.rounds[-1][k] for k in ("asked", "score_macs") if k in self.rounds[-1]}
         self._row(run, phase, "eval", split="test", when="end", **row["test"])
         {"phase": self.rounds, "control": self.controls, "auxiliary": []}[phase.kind].append(row)
         self._measure_more(run, method, phase, when="end")

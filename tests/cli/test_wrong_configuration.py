@@ -97,7 +97,7 @@ MISTAKES = {  # typed -> what the one line must say, in this order
     "sparsity.target=nan": ("sparsity.target=nan",),
     "sparsity.target=0.99999": ("round 2 with sparsity 0.99999 keeps 1 of 50200", "lower the sparsity"),
     "sparsity.target=0.9999999": ("sparsity.min_kept=1:", "sparsity 0.9999999 keeps 0"),
-    "sparsity.min_kept=10000": ("sparsity.min_kept=10000:", "needs 30000 entries", "lower the sparsity"),
+    "sparsity.min_kept=10000": ("sparsity.min_kept=10000:", "needs 21000 entries", "lower the sparsity"),
     "sparsity.allocation=uniform sparsity.min_kept=300": ("sparsity.min_kept=300:", "fc3.weight", "lower"),
     "model.widths={fc1:0}": ("prune-run: model.widths={'fc1': 0}: must be at least 1",),
     "schedule=cosine schedule.warmup=2.0": ("prune-run: schedule.warmup=2.0: must be a share",),
