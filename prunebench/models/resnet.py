@@ -64,11 +64,11 @@ class BasicBlock(nn.Module):
         c_in, c1, c_out = channels
         self.conv1 = nn.Conv2d(c_in, c1, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(c1)
-        self.relu1 = nn.ReLU()
+        self.relu1 = nn.ReLU(inplace=True)  # nothing else reads what it overwrites
         self.conv2 = nn.Conv2d(c1, c_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
         self.downsample = downsample
-        self.relu2 = nn.ReLU()
+        self.relu2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c_in, H, W] -> [N, c_out, ceil(H / stride), ceil(W / stride)]."""
@@ -94,14 +94,14 @@ class Bottleneck(nn.Module):
         c_in, c1, c2, c_out = channels
         self.conv1 = nn.Conv2d(c_in, c1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(c1)
-        self.relu1 = nn.ReLU()
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(c1, c2, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(c2)
-        self.relu2 = nn.ReLU()
+        self.relu2 = nn.ReLU(inplace=True)
         self.conv3 = nn.Conv2d(c2, c_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(c_out)
         self.downsample = downsample
-        self.relu3 = nn.ReLU()
+        self.relu3 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c_in, H, W] -> [N, c_out, ceil(H / stride), ceil(W / stride)]."""
@@ -171,7 +171,7 @@ class ResNet(PrunableModel):
         else:
             self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
         stages: dict[str, list[nn.Module]] = {}
         for place in self._places:
