@@ -1,6 +1,7 @@
 """One run from its configuration: assemble the parts, train, and leave a result directory."""
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -223,9 +224,8 @@ def make_directory(directory: Path, key: str, value: object) -> None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=directory):  # of a name of its own: jobs side by side try this, too
+            pass
     except OSError as error:
         raise ValueError(
             f"{key}={value}: cannot be written ({error.strerror}); choose another {key}=..."
